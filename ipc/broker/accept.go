@@ -1,0 +1,206 @@
+package broker
+
+// This file takes connections in: both listeners, the limit, and what to do when there are no descriptors.
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+type listener struct {
+	// Immutable:
+	b         *Broker
+	ln        net.Listener
+	file      *os.File // the same socket: net gives no way to accept by hand, and so none to know that all were accepted
+	raw       syscall.RawConn
+	transport Transport
+
+	busy atomic.Bool // not parked with an empty queue
+
+	// Owned by Serve:
+	spare int // a descriptor to give up when there is no other; -1: none
+	err   error
+}
+
+// Serve accepts connections on ln, a *net.UnixListener or a *net.TCPListener, which it closes. It returns nil after
+// Close, else why it cannot serve.
+func (b *Broker) Serve(ln net.Listener) error {
+	defer ln.Close()
+	l, err := b.listen(ln)
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", ln.Addr(), err)
+	}
+	defer b.wg.Done()
+	defer l.end()
+	for {
+		if err := l.raw.Read(l.acceptAll); err != nil {
+			select {
+			case <-b.done:
+				return nil
+			default:
+				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+			}
+		}
+		l.complain(l.err, "tried again")
+		select {
+		case <-b.done:
+		case <-time.After(retryAfter):
+		}
+	}
+}
+
+func (b *Broker) listen(ln net.Listener) (*listener, error) {
+	l := &listener{b: b, ln: ln, transport: Unix}
+	var err error
+	switch ln := ln.(type) {
+	case *net.UnixListener:
+		l.file, err = ln.File()
+	case *net.TCPListener:
+		l.transport = TCP
+		l.file, err = ln.File()
+	default:
+		err = errors.New("neither a Unix nor a TCP listener")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if l.raw, err = l.file.SyscallConn(); err != nil {
+		return nil, err
+	}
+	l.spare = openSpare()
+	b.mu.Lock()
+	b.wg.Add(1)
+	b.listeners[l] = struct{}{}
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		l.close()
+	}
+	return l, nil
+}
+
+func (l *listener) end() {
+	l.close()
+	unix.Close(l.spare)
+	l.b.mu.Lock()
+	delete(l.b.listeners, l)
+	l.b.mu.Unlock()
+	l.b.step()
+}
+
+// close stops the acceptor, and waits until it has left acceptAll: not under b.mu, which that takes.
+func (l *listener) close() {
+	l.file.Close()
+	l.ln.Close()
+}
+
+func openSpare() int {
+	fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
+}
+
+// acceptAll empties the queue; false parks until another comes, true: it failed with err.
+func (l *listener) acceptAll(fd uintptr) (failed bool) {
+	l.busy.Store(true)
+	for {
+		conn, err := l.accept(int(fd))
+		switch err {
+		case nil:
+			l.b.admit(conn, l.transport)
+		case unix.EAGAIN:
+			l.busy.Store(false)
+			l.b.step()
+			return false
+		case unix.EINTR, unix.ECONNABORTED:
+		case unix.EMFILE, unix.ENFILE:
+			if !l.turnAway(int(fd)) {
+				l.err = err
+				return true
+			}
+		default:
+			l.err = err
+			return true
+		}
+	}
+}
+
+func (l *listener) accept(fd int) (int, error) {
+	conn, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	return conn, err
+}
+
+// turnAway gives up the spare descriptor to accept a connection and close it: its client learns at once, and the queue
+// does not stay readable for ever. It fails if there is no spare one or somebody else was quicker.
+func (l *listener) turnAway(fd int) bool {
+	if l.spare >= 0 {
+		unix.Close(l.spare)
+	}
+	conn, err := l.accept(fd)
+	if err == nil {
+		l.complain(unix.EMFILE, "connection closed")
+		unix.Close(conn)
+	}
+	l.spare = openSpare()
+	return err == nil
+}
+
+func (l *listener) complain(err error, next string) {
+	l.b.count.noDescriptor.Add(1)
+	if kept, ok := l.b.quiet.pass(pairOf("\x00accept", next)); ok {
+		l.b.log.Error("accept failed", "peer", l.transport, "err", err, "next", next, "kept_back", kept)
+	}
+}
+
+// admit makes a peer of an accepted descriptor, or closes it at the limit.
+func (b *Broker) admit(fd int, t Transport) {
+	if t == TCP {
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // an error would only make it slower
+	}
+	b.count.accepted.Add(1)
+	b.mu.Lock()
+	full := len(b.peers) >= b.limit
+	switch {
+	case full:
+		b.count.overLimit.Add(1)
+		unix.Close(fd)
+	case b.closed:
+		unix.Close(fd)
+	default:
+		p := newPeer(b, fd, t)
+		b.peers[p] = struct{}{}
+		b.wg.Go(p.run)
+	}
+	b.mu.Unlock()
+	if full {
+		if kept, ok := b.quiet.pass(pairOf("\x00limit", "")); ok {
+			b.log.Error("too many connections", "peer", t, "limit", b.limit, "next", "connection closed", "kept_back", kept)
+		}
+	}
+}
+
+// identify asks the kernel who connected.
+func (b *Broker) identify(p *peer) Cred {
+	c := p.cred
+	p.raw.Control(func(fd uintptr) { // an error: the peer stays unknown
+		if c.Transport == TCP {
+			s, ok := b.clientOf(int(fd))
+			c.Addr = s.addr.String()
+			if ok && s.inode != 0 { // 0: the client has closed it, and then its uid reads as root's
+				c.UID, c.Inode = s.uid, s.inode
+			}
+		} else if u, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			c.UID, c.PID = int(u.Uid), int(u.Pid)
+		}
+	})
+	return c
+}

@@ -1,0 +1,261 @@
+package broker
+
+// This file is one connection: its goroutine from accept to close, what it may do, and what it asks for.
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"zhx/ipc/wire"
+)
+
+type peer struct {
+	// Immutable:
+	b    *Broker
+	file *os.File // the socket; os.File, since it gives the runtime's poller to any descriptor
+	raw  syscall.RawConn
+	pull func([]byte) (int, error) // p.read
+
+	// Immutable once arrived:
+	cred    Cred
+	who     any
+	arrived atomic.Bool
+
+	busy atomic.Bool // its reader is not parked at the end of what was there
+
+	out outlet // what others write to it, with its own lock
+
+	// names.mu guards:
+	leaving bool     // takes no name any more
+	claims  []*claim // only the reader changes them, and reads them without the lock
+
+	// Owned by the reader:
+	reader
+	fd           int // valid while readable runs
+	end          error
+	last         *claim // the last one of use Send
+	refused      string // the last source that was refused,
+	refusedUntil time.Time
+	anonymous    bool // "forwarded" was logged for a source that is no name
+}
+
+func newPeer(b *Broker, fd int, t Transport) *peer {
+	p := &peer{b: b, file: os.NewFile(uintptr(fd), "peer"), cred: Cred{Transport: t, UID: -1}}
+	p.raw, _ = p.file.SyscallConn() // fails for a closed file only
+	p.pull = p.read
+	p.out.init(p)
+	p.busy.Store(true) // until readable has found the end for the first time
+	return p
+}
+
+// run is the peer's goroutine. It alone closes the socket: others only shut it down, and it reads to the end.
+func (p *peer) run() {
+	b := p.b
+	p.cred = p.b.identify(p)
+	p.who = b.gate.Arrive(p.cred)
+	p.arrived.Store(true)
+	if err := p.raw.Read(p.readable); err != nil { // the poller's: none of what was read
+		p.end = io.EOF
+	}
+	b.names.drop(p)
+	p.farewell()
+	p.kick() // wakes a sender that waits for room here
+	p.out.close()
+	p.file.Close()
+	b.mu.Lock()
+	delete(b.peers, p)
+	b.mu.Unlock()
+	b.step()
+}
+
+// readable handles everything that is there; false parks the goroutine until there is more. It always reads up to EAGAIN:
+// the poller tells of an edge once, and data and end of file can come in the same one.
+func (p *peer) readable(fd uintptr) (over bool) {
+	p.busy.Store(true)
+	p.fd = int(fd)
+	p.end = p.drain(p.pull, p)
+	if p.end != unix.EAGAIN {
+		return true
+	}
+	p.busy.Store(false)
+	p.b.step()
+	return false
+}
+
+func (p *peer) read(b []byte) (int, error) { return readNow(p.fd, b) }
+
+// farewell counts and logs an end that was none of the peer's intention.
+func (p *peer) farewell() {
+	var errno unix.Errno
+	switch {
+	case p.end == io.EOF, errors.As(p.end, &errno):
+		if len(p.torn) > 0 {
+			p.b.count.truncated.Add(1)
+			p.b.log.Debug("connection ended within a packet", p.attrs("bytes", len(p.torn))...)
+		}
+	case p.cred.Transport == TCP: // a browser's or a scanner's text: not worth a line each
+		p.b.count.malformed.Add(1)
+		p.b.log.Debug("malformed packet", p.attrs("err", p.end, "next", "connection closed")...)
+	default:
+		p.b.count.malformed.Add(1)
+		p.b.log.Warn("malformed packet", p.attrs("err", p.end, "next", "connection closed")...)
+	}
+}
+
+// attrs is who this peer is, for a log line, and more.
+func (p *peer) attrs(more ...any) []any {
+	attrs := []any{"peer", p.cred.Transport, "pid", p.cred.PID, "uid", p.cred.UID}
+	if p.cred.Addr != "" {
+		attrs = append(attrs, "addr", p.cred.Addr)
+	}
+	return append(attrs, more...)
+}
+
+// kick ends the connection from any goroutine; what it sent before is still read.
+func (p *peer) kick() {
+	p.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // an error: it is over already
+}
+
+// packet handles a register or a watchdog packet.
+func (p *peer) packet(b []byte) error {
+	name, use := wire.Source(b), Watch
+	if wire.Cmd(b) == wire.CmdRegister {
+		if use = Receive; !mayClaim(string(name)) {
+			return fmt.Errorf("register %q: %w", name, errName)
+		}
+	}
+	c, ok := p.claim(name, use, 1)
+	switch {
+	case !ok:
+	case use == Receive:
+		p.register(c)
+	case wire.Wdt(b) == wire.WatchdogArm:
+		c.session.Arm()
+	default:
+		c.session.Feed()
+	}
+	return nil
+}
+
+func (p *peer) register(c *claim) {
+	older, err := p.b.names.take(c)
+	if err != nil {
+		p.refuse(1, c.name, err)
+		return
+	}
+	if older != nil {
+		p.b.count.replaced.Add(1)
+		p.b.log.Info("receiver replaced", older.attrs("client", c.name, "next", "a newer connection registered the name; this one is closed")...)
+		older.kick()
+	}
+}
+
+var (
+	errName    = errors.New("not a name that a client may have")
+	errTooMany = fmt.Errorf("this connection receives under %d names already", maxClaims)
+)
+
+func mayClaim(name string) bool { return wire.ValidName(name) && !wire.Reserved(name) }
+
+// claim gives this connection's right to a use of a name, from what it keeps or from the gate. If there is none, n
+// packets are counted as refused; the gate logs its own refusals.
+func (p *peer) claim(name []byte, use Use, n int64) (*claim, bool) {
+	for _, c := range p.claims {
+		if c.use == use && c.name == string(name) {
+			return c, true
+		}
+	}
+	c := &claim{peer: p, name: string(name), use: use}
+	if !mayClaim(c.name) {
+		p.refuse(n, c.name, errName)
+		return nil, false
+	}
+	session, err := p.b.gate.Claim(p.who, c.name, use)
+	if err != nil {
+		p.b.count.refused.Add(n)
+		return nil, false
+	}
+	c.session, c.account = session, session.Account()
+	p.last = nil // keep may forget it
+	if !p.b.names.keep(c) {
+		p.refuse(n, c.name, errTooMany)
+		return nil, false
+	}
+	return c, true
+}
+
+// refuse counts n packets that the broker itself refuses, and says so once in logEvery.
+func (p *peer) refuse(n int64, name string, err error) {
+	p.b.count.refused.Add(n)
+	if kept, ok := p.b.quiet.pass(pairOf("\x00refused", name)); ok {
+		p.b.log.Warn("name refused", p.attrs("client", shown(name), "err", err, "next", "packet ignored and counted", "kept_back", kept)...)
+	}
+}
+
+// source gives the claim of a stretch of n packets; nil with ok: its source is no name, so nobody's.
+func (p *peer) source(b []byte, n int64) (c *claim, ok bool) {
+	name := wire.Source(b)
+	switch {
+	case p.last != nil && p.last.name == string(name):
+		return p.last, true
+	case !wire.ValidName(string(name)):
+		return nil, true
+	case p.refused == string(name) && time.Now().Before(p.refusedUntil):
+		p.b.count.refused.Add(n)
+		return nil, false
+	}
+	if c, ok = p.claim(name, Send, n); !ok {
+		p.refused, p.refusedUntil = string(name), time.Now().Add(retryAfter)
+		return nil, false
+	}
+	p.last = c
+	return c, true
+}
+
+// stretch forwards transfer packets of one route.
+func (p *peer) stretch(b []byte) {
+	if from, ok := p.source(b, int64(len(b)/wire.PacketSize)); ok {
+		p.b.forward(b, p, from) // its errors are counted, and nobody can be told
+	}
+}
+
+// hold credits the dogs of all that this peer has proved to be, while its reader waits for another; release ends it.
+// Only the reader calls them. nil is nobody: Broker.Send.
+func (p *peer) hold() {
+	if p != nil {
+		for _, c := range p.claims {
+			c.session.Hold()
+		}
+	}
+}
+
+func (p *peer) release() {
+	if p != nil {
+		for _, c := range p.claims {
+			c.session.Release()
+		}
+	}
+}
+
+func (p *peer) info() PeerInfo {
+	p.b.names.mu.RLock()
+	defer p.b.names.mu.RUnlock()
+	info := PeerInfo{PID: p.cred.PID, UID: p.cred.UID, Transport: p.cred.Transport, Protocol: 1, Stuck: p.out.stuck.Load()}
+	for _, c := range p.claims {
+		if !slices.Contains(info.Names, c.name) {
+			info.Names = append(info.Names, c.name)
+		}
+		info.Managed = info.Managed || c.session.Managed()
+		info.Proof = c.session.Proof()
+	}
+	slices.Sort(info.Names)
+	return info
+}
