@@ -1,0 +1,197 @@
+// One cgroup2 a client, where there is a cgroup2 that we may write to. No controller is used: a cgroup is a list of
+// processes that cannot be left by accident, and cgroup.kill.
+
+package proc
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroups is our directory OWN/zhx-PID, with a directory for each client. They are kept from run to run: the common restart
+// makes none. Kernel.mu guards it after openCgroups.
+type cgroups struct {
+	base   string // in the file system
+	path   string // as /proc/PID/cgroup shows it
+	into   bool   // clone can put a child into a cgroup (Linux 5.7)
+	byName map[string]*cgroup
+}
+
+type cgroup struct {
+	name  string
+	into  bool // clone can put a child into this one
+	spent bool // cgroup.kill was used
+	dir   *os.File
+	procs *os.File // cgroup.procs, read again and again
+}
+
+// openCgroups answers nil where there is no cgroup2 or no right to make one.
+func openCgroups(log *slog.Logger) *cgroups {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mine, err2 := os.ReadFile("/proc/self/cgroup")
+	dir, own, err3 := ownCgroup(string(mounts), mine)
+	if err := errors.Join(err, err2, err3); err != nil {
+		log.Debug("no cgroup2", "err", err)
+		return nil
+	}
+	sweep(dir)
+	name := "zhx-" + strconv.Itoa(os.Getpid())
+	cs := &cgroups{base: filepath.Join(dir, name), path: filepath.Join(own, name), byName: map[string]*cgroup{}}
+	if err := os.Mkdir(cs.base, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		log.Debug("no cgroup2", "err", err)
+		return nil
+	}
+	base, err := os.Open(cs.base)
+	if err != nil {
+		log.Debug("no cgroup2", "err", err)
+		return nil
+	}
+	defer base.Close()
+	cs.into = probeInto(base)
+	return cs
+}
+
+// ownCgroup finds our own cgroup: its directory where cgroup2 is mounted, and its path in the hierarchy.
+func ownCgroup(mountinfo string, cgroup []byte) (dir, own string, err error) {
+	own, ok := unified(cgroup)
+	if !ok {
+		return "", "", errors.New("not in a cgroup2")
+	}
+	for line := range strings.Lines(mountinfo) {
+		before, after, _ := strings.Cut(line, " - ")
+		f := strings.Fields(before)
+		if len(f) < 5 || !strings.HasPrefix(after, "cgroup2 ") {
+			continue
+		}
+		// A mount may show a part of the hierarchy only (f[3], in a container): ours must be in it.
+		if rel, err := filepath.Rel(f[3], own); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+			return filepath.Join(unescape(f[4]), rel), own, nil
+		}
+	}
+	return "", "", errors.New("no cgroup2 is mounted that shows our own cgroup")
+}
+
+// unified is the cgroup2 line of /proc/PID/cgroup.
+func unified(b []byte) (string, bool) {
+	for line := range bytes.Lines(b) {
+		if path, ok := bytes.CutPrefix(line, []byte("0::")); ok {
+			return string(bytes.TrimSuffix(path, []byte("\n"))), true
+		}
+	}
+	return "", false
+}
+
+// unescape undoes mountinfo's octal escapes.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// probeInto forks a program that does not exist into the cgroup: ENOENT means that the fork got as far as exec. Where our own
+// cgroup was once emptied by cgroup.kill, the child may be killed at its birth (see get): then fork answers no error.
+func probeInto(dir *os.File) bool {
+	sys := &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	pid, err := syscall.ForkExec(dir.Name()+"/nothing", []string{""}, &syscall.ProcAttr{Sys: sys})
+	if err == nil {
+		waitid(unix.P_PID, pid, unix.WEXITED)
+	}
+	return errors.Is(err, syscall.ENOENT)
+}
+
+// sweep removes the empty cgroups of a zhxd that is gone. One with processes in it cannot be removed, and stays.
+func sweep(own string) {
+	old, _ := filepath.Glob(filepath.Join(own, "zhx-*"))
+	for _, dir := range old {
+		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), "zhx-"))
+		if err == nil && (pid == os.Getpid() || unix.Kill(pid, 0) == unix.ESRCH) {
+			remove(dir)
+		}
+	}
+}
+
+func remove(dir string) {
+	inner, _ := os.ReadDir(dir)
+	for _, e := range inner {
+		if e.IsDir() {
+			unix.Rmdir(filepath.Join(dir, e.Name()))
+		}
+	}
+	unix.Rmdir(dir)
+}
+
+// get answers the cgroup of a client. One that cgroup.kill was used on is made anew: Linux 6.14 and later count these kills,
+// compare the count of the new cgroup with that of the parent's, and kill what clone puts there (seen on 6.18).
+func (cs *cgroups) get(name string) (*cgroup, error) {
+	old := cs.byName[name]
+	if old != nil && !old.spent {
+		return old, nil
+	}
+	dir := filepath.Join(cs.base, name)
+	if old != nil {
+		old.close()
+		delete(cs.byName, name)
+		unix.Rmdir(dir)
+	}
+	err := os.Mkdir(dir, 0o755)
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	c := &cgroup{name: name, into: cs.into && err == nil} // one that is there already has a past
+	if c.dir, err = os.Open(dir); err != nil {
+		return nil, err
+	}
+	if c.procs, err = os.Open(filepath.Join(dir, "cgroup.procs")); err != nil {
+		c.dir.Close()
+		return nil, err
+	}
+	cs.byName[name] = c
+	return c, nil
+}
+
+// nameOf is the client whose cgroup a process is in; "" for none of ours.
+func (cs *cgroups) nameOf(pid int) string {
+	b, err := readProc(pid, "cgroup", 64<<10)
+	if err != nil {
+		return ""
+	}
+	path, _ := unified(b)
+	name, ok := strings.CutPrefix(path, cs.path+"/")
+	if !ok {
+		return ""
+	}
+	name, _, _ = strings.Cut(name, "/") // a client may make cgroups below its own
+	return name
+}
+
+func (cs *cgroups) close() {
+	for _, c := range cs.byName {
+		c.close()
+	}
+	remove(cs.base)
+}
+
+func (c *cgroup) close() {
+	c.dir.Close()
+	c.procs.Close()
+}
+
+func (c *cgroup) add(pid int) error {
+	return os.WriteFile(c.dir.Name()+"/cgroup.procs", strconv.AppendInt(nil, int64(pid), 10), 0)
+}
+
+// kill ends everything in the cgroup and below it at once (Linux 5.14; before that, nothing happens here).
+func (c *cgroup) kill() {
+	if os.WriteFile(c.dir.Name()+"/cgroup.kill", []byte("1"), 0) == nil {
+		c.spent = true
+	}
+}
+
+// members lists who is in the cgroup. A process that has ended may show for a moment.
+func (c *cgroup) members() []int { return parseList(readAll(c.procs)) }

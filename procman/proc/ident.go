@@ -1,0 +1,278 @@
+// Who a process is: what /proc says of it, and the only way to signal one that is not our child.
+
+package proc
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ID names one incarnation of a process: pids are used again, a pid with its start time is not.
+type ID struct {
+	PID   int
+	Start uint64 // field 22 of /proc/PID/stat: clock ticks (10 ms) since boot
+}
+
+// Stat is what /proc/PID says of a process at one instant.
+type Stat struct {
+	ID
+	Comm                 string
+	State                byte // as ps shows it: R S D T t Z X I
+	PPID, PGID, SID, TTY int  // TTY: device number of the controlling terminal, 0 for none
+	Threads              int
+	UID                  int  // effective
+	noEnviron            bool // its environment is there, and empty
+}
+
+// Living reports whether anything of the process still runs. (A process whose first thread ended alone shows Z, and lives.)
+func (s Stat) Living() bool { return s.State != 'X' && (s.State != 'Z' || s.Threads > 1) }
+
+// ReadStat reads /proc/PID/stat and the owner of /proc/PID. It answers ErrGone for a pid that is not in use.
+func ReadStat(pid int) (Stat, error) {
+	// One descriptor of the directory ties owner and stat to the same process.
+	dir, err := unix.Open(procPath(pid, ""), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Stat{}, procError(pid, err)
+	}
+	defer unix.Close(dir)
+	var owner unix.Stat_t
+	if err := unix.Fstat(dir, &owner); err != nil {
+		return Stat{}, procError(pid, err)
+	}
+	fd, err := unix.Openat(dir, "stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Stat{}, procError(pid, err)
+	}
+	defer unix.Close(fd)
+	var buf [1024]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return Stat{}, procError(pid, err)
+	}
+	s, ok := parseStat(buf[:n])
+	if !ok {
+		return Stat{}, fmt.Errorf("process %d: unreadable stat %q", pid, buf[:n])
+	}
+	s.UID = int(owner.Uid)
+	return s, nil
+}
+
+// parseStat reads one line of /proc/PID/stat. The name ends at the last ')': it may contain anything.
+func parseStat(b []byte) (s Stat, ok bool) {
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 2 || end < open || len(b) < end+4 {
+		return s, false
+	}
+	s.PID, s.Comm, s.State = int(number(b[:open-1])), string(b[open+1:end]), b[end+2]
+	environ := int64(0)
+	field := 4 // the one that follows the state, as proc(5) counts
+	for f := range bytes.FieldsSeq(b[end+3:]) {
+		switch field {
+		case 4:
+			s.PPID = int(number(f))
+		case 5:
+			s.PGID = int(number(f))
+		case 6:
+			s.SID = int(number(f))
+		case 7:
+			s.TTY = int(number(f))
+		case 20:
+			s.Threads = int(number(f))
+		case 22:
+			s.Start = uint64(number(f))
+		case 50: // where it begins; 0 inside exec, in a process that is ending, and where we may not look
+			environ = number(f)
+		case 51:
+			s.noEnviron = environ != 0 && environ == number(f)
+		}
+		field++
+	}
+	return s, field > 22
+}
+
+// number reads an unsigned decimal; anything else (fields that are -1) is 0.
+func number(b []byte) (n int64) {
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return 0
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n
+}
+
+func procPath(pid int, file string) string { return "/proc/" + strconv.Itoa(pid) + "/" + file }
+
+func procError(pid int, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		err = ErrGone
+	}
+	return fmt.Errorf("process %d: %w", pid, err)
+}
+
+// readProc reads at most limit bytes of a file of /proc/PID.
+func readProc(pid int, file string, limit int64) ([]byte, error) {
+	f, err := os.Open(procPath(pid, file))
+	if err != nil {
+		return nil, procError(pid, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit))
+	if err != nil {
+		return nil, procError(pid, err)
+	}
+	return b, nil
+}
+
+// pids lists the processes in /proc, which dir is.
+func pids(dir *os.File) ([]int, error) {
+	if _, err := dir.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	names, err := dir.Readdirnames(-1)
+	list := make([]int, 0, len(names))
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			list = append(list, pid)
+		}
+	}
+	return list, err
+}
+
+func allPids() ([]int, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return pids(dir)
+}
+
+// stats reads the stat of every process. One that ends meanwhile is left out; one whose parent was gone before it could be
+// read is read again, since it has a new parent.
+func stats() (map[int]Stat, error) {
+	list, err := allPids()
+	all := make(map[int]Stat, len(list))
+	for _, pid := range list {
+		if s, err := ReadStat(pid); err == nil {
+			all[pid] = s
+		}
+	}
+	for pid, s := range all {
+		if _, ok := all[s.PPID]; !ok && s.PPID != 0 {
+			if s, err := ReadStat(pid); err == nil {
+				all[pid] = s
+			}
+		}
+	}
+	return all, err
+}
+
+// Environ reads one variable of a process's initial environment (what it was executed with; later changes do not show).
+// It needs the same uid or CAP_SYS_PTRACE.
+func Environ(pid int, key string) (value string, found bool, err error) {
+	b, err := readProc(pid, "environ", maxEnviron)
+	if err != nil {
+		return "", false, err
+	}
+	value, found = lookup(b, key)
+	return value, found, nil
+}
+
+func lookup(environ []byte, key string) (string, bool) {
+	for v := range bytes.SplitSeq(environ, []byte{0}) {
+		if len(v) > len(key) && v[len(key)] == '=' && string(v[:len(key)]) == key {
+			return string(v[len(key)+1:]), true
+		}
+	}
+	return "", false
+}
+
+// Tracer says which process traces pid (a debugger, strace); 0 for none.
+func Tracer(pid int) (int, error) {
+	b, err := readProc(pid, "status", 64<<10)
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := bytes.Cut(b, []byte("\nTracerPid:\t"))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	return int(number(line)), nil
+}
+
+// BootID names this boot of the machine: process start times compare within one boot only.
+func BootID() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b))
+}
+
+// holds reports whether a process has the socket open. What may not be looked into does not hold it.
+func holds(pid int, inode uint64) bool {
+	dir := procPath(pid, "fd")
+	d, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	want := "socket:[" + strconv.FormatUint(inode, 10) + "]"
+	var buf [64]byte
+	for _, name := range names {
+		if n, err := unix.Readlinkat(int(d.Fd()), name, buf[:]); err == nil && string(buf[:n]) == want {
+			return true
+		}
+	}
+	return false
+}
+
+// FindSocket looks for a process of uid that has the socket open. It reads the descriptors of every such process: for a
+// foreign TCP peer that arms a watchdog, not for every connection.
+func FindSocket(inode uint64, uid int) (ID, bool) {
+	list, _ := allPids()
+	for _, pid := range list {
+		s, err := ReadStat(pid)
+		if err != nil || s.UID != uid || !holds(pid, inode) {
+			continue
+		}
+		if again, err := ReadStat(pid); err == nil && again.ID == s.ID {
+			return s.ID, true
+		}
+	}
+	return ID{}, false
+}
+
+// SignalVerified signals the process that id names, never its successor under the same pid: ErrGone, ErrRecycled, EPERM.
+// Without pidfd, microseconds remain between the look at the start time and the signal.
+func SignalVerified(id ID, sig syscall.Signal) error { return signalVerified(id, sig, true) }
+
+func signalVerified(id ID, sig syscall.Signal, pidfd bool) error {
+	send := func() error { return unix.Kill(id.PID, sig) }
+	if pidfd {
+		// Opened before the start time is read: if that fits, the descriptor is of this process or of a dead one.
+		switch fd, err := unix.PidfdOpen(id.PID, 0); err {
+		case nil:
+			defer unix.Close(fd)
+			send = func() error { return unix.PidfdSendSignal(fd, sig, nil, 0) }
+		case unix.ESRCH, unix.EINVAL: // EINVAL: a thread's number
+			return procError(id.PID, unix.ESRCH)
+		}
+	}
+	s, err := ReadStat(id.PID)
+	if err != nil {
+		return err
+	}
+	if s.ID != id {
+		return fmt.Errorf("signal process %d: %w", id.PID, ErrRecycled)
+	}
+	return procError(id.PID, send())
+}

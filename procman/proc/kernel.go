@@ -1,0 +1,305 @@
+// The Kernel: what this process is to its children, what the running kernel can do, and who its orphans belong to.
+
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options force what older kernels lack. The zero value takes what there is.
+type Options struct {
+	NoPidfd  bool // wait by SIGCHLD (before Linux 5.3)
+	NoCgroup bool // no cgroup2, or none that we may write
+	NoLists  bool // no CONFIG_PROC_CHILDREN
+}
+
+// Kernel is this process's hold on its children. One may be open in a process at a time.
+type Kernel struct {
+	// Immutable:
+	log     *slog.Logger
+	null    *os.File
+	comm    string // our own name
+	pidfd   bool
+	proc    *os.File // /proc
+	list    *os.File // the children of our first thread; nil without CONFIG_PROC_CHILDREN
+	cgroups *cgroups
+	signals chan os.Signal
+	parked  sync.WaitGroup
+
+	unplaced atomic.Int64
+
+	mu sync.Mutex
+	// mu guards:
+	children  map[int]*Child // not reaped
+	orphans   map[int]*orphan
+	trees     map[*Tree]struct{}
+	forking   int           // forks whose child is not in children yet: nobody unknown is reaped meanwhile
+	again     bool          // there was a collect during a fork: to be repeated
+	undecided bool          // the last collect met an orphan that cannot be placed yet
+	changed   chan struct{} // closed, and made anew, after each look at the orphans
+}
+
+// orphan is a child of ours that Start did not make. Nobody else can reap it, so its pid is it.
+type orphan struct {
+	tree    *Tree // nil: nobody's, or not settled
+	settled bool
+	since   time.Time
+}
+
+// Open makes this process the reaper of all its descendants, and starts to listen for their ends. It fails without /proc.
+func Open(o Options, log *slog.Logger) (*Kernel, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("become the reaper of orphans: %w", err)
+	}
+	self, err := ReadStat(os.Getpid())
+	if err != nil {
+		return nil, fmt.Errorf("open the kernel: /proc is needed: %w", err)
+	}
+	k := &Kernel{
+		log: log, comm: self.Comm, pidfd: !o.NoPidfd && probePidfd(), signals: make(chan os.Signal, 1),
+		children: map[int]*Child{}, orphans: map[int]*orphan{}, trees: map[*Tree]struct{}{}, changed: make(chan struct{}),
+	}
+	if k.null, err = os.Open(os.DevNull); err != nil {
+		return nil, fmt.Errorf("open the kernel: %w", err)
+	}
+	if k.proc, err = os.Open("/proc"); err != nil {
+		return nil, fmt.Errorf("open the kernel: %w", err)
+	}
+	if !o.NoLists {
+		k.list, _ = os.Open(procPath(os.Getpid(), "task/"+strconv.Itoa(os.Getpid())+"/children"))
+	}
+	if !o.NoCgroup {
+		k.cgroups = openCgroups(log)
+	}
+	log.Debug("kernel probed", "pidfd", k.pidfd, "children_list", k.list != nil,
+		"cgroup2", k.cgroups != nil, "cgroup2_clone", k.cgroups != nil && k.cgroups.into)
+	signal.Notify(k.signals, syscall.SIGCHLD)
+	k.parked.Go(k.listen)
+	return k, nil
+}
+
+// probePidfd: Linux 5.3 can open one (and then poll it, and make one while it forks). A sandbox may say EPERM.
+func probePidfd() bool {
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == nil
+}
+
+// Close stops listening and removes the cgroups that are empty. It ends no process: children that live stay, and are init's
+// or the next subreaper's when this process goes.
+func (k *Kernel) Close() {
+	signal.Stop(k.signals)
+	close(k.signals)
+	k.mu.Lock()
+	var open []*os.File
+	for _, c := range k.children {
+		if c.pidfd != nil {
+			open = append(open, c.pidfd)
+		}
+	}
+	k.mu.Unlock()
+	for _, f := range open {
+		f.Close()
+	}
+	k.parked.Wait()
+	if k.cgroups != nil {
+		k.cgroups.close()
+	}
+	for _, f := range []*os.File{k.null, k.proc, k.list} {
+		f.Close() // of nil: an error, no harm
+	}
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+}
+
+// Unplaced counts the orphans so far that belonged to no tree.
+func (k *Kernel) Unplaced() int64 { return k.unplaced.Load() }
+
+func (k *Kernel) listen() {
+	for range k.signals {
+		k.mu.Lock()
+		k.collect()
+		k.mu.Unlock()
+	}
+}
+
+// collect brings the tables up to date: ends, stops and continues of children are told to their owners, orphans that live
+// are placed, orphans that ended are reaped. A pass that met a new orphan is repeated, for its own children may have become
+// ours behind the pass; so when collect returns, every process whose ancestors all ended was seen. mu is held.
+func (k *Kernel) collect() {
+	k.again, k.undecided = k.forking > 0, false
+	if k.forking == 0 { // a stop of the child that is being made would be lost
+		k.thaw()
+	}
+	for _, c := range k.children {
+		k.check(c)
+	}
+	for pid := range k.orphans {
+		if state, _ := peek(pid); state == notOurs { // a fork that failed: its child was met, and reaped by ForkExec
+			delete(k.orphans, pid)
+		}
+	}
+	for again := true; again; {
+		again = false
+		var dead []int
+		for _, pid := range k.ownChildren() {
+			if k.children[pid] != nil {
+				continue
+			}
+			state, _ := peek(pid)
+			if state == notOurs {
+				continue
+			}
+			o := k.orphans[pid]
+			if o == nil {
+				o, again = &orphan{since: time.Now()}, true
+				k.orphans[pid] = o
+			}
+			if state == zombie {
+				dead = append(dead, pid)
+			} else if !o.settled {
+				k.adopt(pid, o)
+			}
+		}
+		// After the living were placed: a dead one may lead their group or session. During a fork a dead one may be the very
+		// child that is being made; the end of the fork comes back here.
+		for _, pid := range dead {
+			if k.forking == 0 {
+				waitid(unix.P_PID, pid, unix.WEXITED|unix.WNOHANG)
+				delete(k.orphans, pid)
+			}
+		}
+	}
+	for _, c := range k.children {
+		c.judged = c.ended
+	}
+	close(k.changed)
+	k.changed = make(chan struct{})
+}
+
+// adopt looks for the tree of an orphan that lives. mu is held.
+func (k *Kernel) adopt(pid int, o *orphan) {
+	s, err := ReadStat(pid)
+	if err != nil {
+		return
+	}
+	e := k.carried(s)
+	if o.tree = k.match(e); o.tree != nil {
+		o.settled = true
+		return
+	}
+	if e.undecided && time.Since(o.since) < maxUndecided {
+		k.undecided = true
+		return
+	}
+	if k.forking > 0 {
+		return // it may be the child that is being made
+	}
+	o.settled = true
+	k.unplaced.Add(1)
+	k.log.Warn("orphan belongs to no client", "pid", pid, "process", s.Comm, "next", "left alone, reaped when it ends")
+}
+
+// evidence is what a process carries that tells its tree, whoever its parents are.
+type evidence struct {
+	Stat
+	cgroup, mark string
+	undecided    bool // its environment is not there at this moment
+}
+
+func (k *Kernel) carried(s Stat) evidence {
+	e := evidence{Stat: s}
+	if k.cgroups != nil {
+		e.cgroup = k.cgroups.nameOf(s.PID)
+	}
+	b, err := readProc(s.PID, "environ", maxEnviron)
+	e.mark, _ = lookup(b, markVariable)
+	e.undecided = (err == nil && len(b) == 0 || errors.Is(err, ErrGone)) && !s.noEnviron // gone is its memory: it is ending
+	return e
+}
+
+// match finds the tree that the evidence names. Who was started by root may have dropped to any uid; the mark was not to be
+// read by others then. mu is held.
+func (k *Kernel) match(e evidence) *Tree {
+	for t := range k.trees {
+		_, seen := t.seen[e.ID]
+		if seen || t.cgroup != nil && t.cgroup.name == e.cgroup || t.Mark != "" && t.Mark == e.mark && (t.UID == e.UID || t.UID == 0) {
+			return t
+		}
+	}
+	// A group can be joined by whoever shares the session, so the uid must fit as well.
+	for _, leader := range []int{e.SID, e.PGID} {
+		if t := k.known(leader); t != nil && (e.UID == t.UID || e.UID == 0) {
+			return t
+		}
+	}
+	return nil
+}
+
+// known is the tree of a child or a placed orphan. mu is held.
+func (k *Kernel) known(pid int) *Tree {
+	if c := k.children[pid]; c != nil {
+		return c.tree
+	}
+	if o := k.orphans[pid]; o != nil {
+		return o.tree
+	}
+	return nil
+}
+
+// TreeOf says whose a process is: by its ancestors, then by its cgroup, mark, session and group. nil: nobody's, or id is not
+// that process any more. A run is found by its mark from before its fork, and until its Tree is closed.
+func (k *Kernel) TreeOf(id ID) *Tree {
+	s, err := ReadStat(id.PID)
+	if err != nil || s.ID != id {
+		return nil
+	}
+	line := ancestry(s)
+	carried := k.carried(s)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if t := k.knownOf(line); t != nil {
+		return t
+	}
+	k.collect() // an ancestor may have become our orphan a moment ago
+	if t := k.knownOf(line); t != nil {
+		return t
+	}
+	return k.match(carried)
+}
+
+func (k *Kernel) knownOf(line []int) *Tree {
+	for _, pid := range line {
+		if t := k.known(pid); t != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+// ancestry lists a process and its ancestors, up to this process or init. A parent is older than its child: what is not has
+// got the pid of one that ended meanwhile.
+func ancestry(s Stat) []int {
+	line := []int{s.PID}
+	for len(line) < maxAncestors && s.PPID > 0 && s.PPID != os.Getpid() {
+		parent, err := ReadStat(s.PPID)
+		if err != nil || parent.Start > s.Start {
+			break
+		}
+		s = parent
+		line = append(line, s.PID)
+	}
+	return line
+}

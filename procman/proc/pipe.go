@@ -1,0 +1,106 @@
+// What a child writes into: a FIFO that outlives us, or a pseudo-terminal.
+
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// MakeFIFO makes a FIFO at path, mode 0600 whatever the umask, owned by uid and gid, and opens both ends. read is ours: in
+// the poller, it gives what is there and io.EOF when nobody holds the other end any more. write is the child's, open for
+// reading and writing: while the child lives it can write, whether anybody reads or not, and nothing it wrote is lost. It
+// is an error if path exists. The caller closes write after Start.
+func MakeFIFO(path string, uid, gid int) (read, write *os.File, err error) {
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return nil, nil, fmt.Errorf("make FIFO %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(path)
+		}
+	}()
+	if err := os.Chmod(path, 0o600); err != nil { // before the opening: umask may have left no right at all
+		return nil, nil, fmt.Errorf("make FIFO: %w", err)
+	}
+	r, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open FIFO %s: %w", path, err)
+	}
+	w, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(r)
+		return nil, nil, fmt.Errorf("open FIFO %s for the child: %w", path, err)
+	}
+	read, write = os.NewFile(uintptr(r), path), os.NewFile(uintptr(w), path)
+	unix.FcntlInt(uintptr(w), unix.F_SETPIPE_SZ, fifoSize)
+	if uid != os.Geteuid() || gid != os.Getegid() {
+		if err = unix.Fchown(r, uid, gid); err != nil {
+			read.Close()
+			write.Close()
+			return nil, nil, fmt.Errorf("give FIFO %s to uid %d, gid %d: %w", path, uid, gid, err)
+		}
+	}
+	return read, write, nil
+}
+
+// FIFOHeld reports whether somebody has the FIFO open for reading: its child does as long as it, or anybody who inherited
+// it, lives. Our own read end counts: to be asked before it is opened or after it is closed. A FIFO that is not there is
+// not held.
+func FIFOHeld(path string) (bool, error) {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		unix.Close(fd)
+		return true, nil
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOENT):
+		return false, nil
+	}
+	return false, fmt.Errorf("ask who holds FIFO %s: %w", path, err)
+}
+
+// OpenPTY makes a pseudo-terminal that passes lines as they were written and echoes nothing. master is in the poller; its Read
+// fails with EIO once nobody has the slave open. slave is for Command.TTY; a child of another user that opens it again by its
+// name needs slave.Chown first. The caller closes slave after Start.
+func OpenPTY() (master, slave *os.File, err error) {
+	m, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open a pseudo-terminal: /dev/ptmx: %w", err)
+	}
+	master = os.NewFile(uintptr(m), "/dev/ptmx")
+	if slave, err = openSlave(m); err != nil {
+		master.Close()
+		return nil, nil, fmt.Errorf("open a pseudo-terminal: %w", err)
+	}
+	return master, slave, nil
+}
+
+func openSlave(m int) (*os.File, error) {
+	if err := unix.IoctlSetPointerInt(m, unix.TIOCSPTLCK, 0); err != nil {
+		return nil, fmt.Errorf("unlock: %w", err)
+	}
+	n, err := unix.IoctlGetUint32(m, unix.TIOCGPTN)
+	if err != nil {
+		return nil, fmt.Errorf("number: %w", err)
+	}
+	path := "/dev/pts/" + strconv.Itoa(int(n))
+	s, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	mode, err := unix.IoctlGetTermios(s, unix.TCGETS)
+	if err == nil {
+		mode.Oflag &^= unix.OPOST
+		mode.Lflag &^= unix.ECHO
+		err = unix.IoctlSetTermios(s, unix.TCSETS, mode)
+	}
+	if err != nil {
+		unix.Close(s)
+		return nil, fmt.Errorf("%s: settings: %w", path, err)
+	}
+	return os.NewFile(uintptr(s), path), nil
+}

@@ -1,0 +1,324 @@
+// The tree of a run: everything that a client's program has become since it was started.
+
+package proc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tree is one run: its leader (what Start made), the leader's descendants, its session and process group, its cgroup, and
+// every orphan whose initial environment carries the mark and which has the uid.
+type Tree struct {
+	// Immutable:
+	Name   string
+	Run    uint64
+	Mark   string
+	UID    int
+	k      *Kernel
+	cgroup *cgroup // nil: none
+
+	// Kernel.mu guards:
+	leader   *Child // nil before Start
+	starting bool
+	seen     map[ID]struct{} // the members at the last Members: they stay members when they lose their parents
+}
+
+// NewTree makes the tree of a run, before its start: from now on a process that carries the mark (ZHX_RUN in its initial
+// environment) under that uid is its member. One tree a name at a time; Close it.
+func (k *Kernel) NewTree(name string, run uint64, mark string, uid int) *Tree {
+	t := &Tree{Name: name, Run: run, Mark: mark, UID: uid, k: k}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cgroups != nil {
+		var err error
+		if t.cgroup, err = k.cgroups.get(name); err != nil {
+			k.log.Warn("no cgroup for client", "client", name, "err", err, "next", "its tree is told by group, session, parents and mark")
+		}
+	}
+	k.trees[t] = struct{}{}
+	return t
+}
+
+// Close forgets the tree. What lives of it then is nobody's. The cgroup stays for the client's next run.
+func (t *Tree) Close() {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	delete(t.k.trees, t)
+	for _, o := range t.k.orphans {
+		if o.tree == t {
+			o.tree = nil
+		}
+	}
+}
+
+// Leader is what Start made; zero before.
+func (t *Tree) Leader() ID {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	if t.leader == nil {
+		return ID{}
+	}
+	return t.leader.ID
+}
+
+// Empty reports whether nothing of the run lives. A zombie leader does not count.
+func (t *Tree) Empty() bool {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	t.look()
+	empty, _ := t.empty()
+	return empty
+}
+
+// look brings the tables up to date as far as empty needs it: once a collect has met whom the leader left behind, nobody joins
+// them but their own children, and SIGCHLD tells of their ends. mu is held.
+func (t *Tree) look() {
+	if t.leader == nil || !t.leader.judged || t.k.undecided {
+		t.k.collect()
+	}
+}
+
+// empty judges by the tables as the last collect left them. Descendants need no look: once the leader has ended, each of
+// them is a placed orphan or below one. A stranger is a process in the cgroup that is not below us. mu is held.
+func (t *Tree) empty() (empty bool, stranger ID) {
+	if t.starting || t.leader != nil && !t.leader.judged || t.k.undecided {
+		return false, ID{}
+	}
+	for _, o := range t.k.orphans {
+		if o.tree == t {
+			return false, ID{}
+		}
+	}
+	if t.cgroup != nil {
+		for _, pid := range t.cgroup.members() {
+			if s, err := ReadStat(pid); err == nil && s.Living() {
+				return false, s.ID
+			}
+		}
+	}
+	return true, ID{}
+}
+
+// WaitEmpty returns when nothing of the run lives, or with the context's error. The last of a run to end is a child of
+// ours, the leader or an orphan, so SIGCHLD tells; only for a stranger in the cgroup its own end is waited for.
+func (t *Tree) WaitEmpty(ctx context.Context) error {
+	k := t.k
+	k.mu.Lock()
+	t.look()
+	for {
+		empty, stranger := t.empty()
+		changed, undecided := k.changed, k.undecided
+		k.mu.Unlock()
+		if empty {
+			return nil
+		}
+		late, err := k.waitChange(ctx, changed, undecided, stranger)
+		if err != nil {
+			return fmt.Errorf("wait for the end of %q: %w", t.Name, err)
+		}
+		k.mu.Lock()
+		if late {
+			k.collect()
+		}
+	}
+}
+
+// waitChange waits for the next collect; or for the end of the stranger if there is one; or, late, not for long while an orphan
+// is undecided.
+func (k *Kernel) waitChange(ctx context.Context, changed <-chan struct{}, undecided bool, stranger ID) (late bool, err error) {
+	limit := time.Hour // of no consequence: the caller looks again
+	if undecided {
+		limit = recheck
+	}
+	either, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if stranger != (ID{}) {
+		go func() {
+			k.WaitGone(either, stranger)
+			cancel()
+		}()
+	}
+	select {
+	case <-changed:
+	case <-either.Done():
+		late = true
+	}
+	return late, ctx.Err()
+}
+
+// Members lists the living, the leader first. It reads the stat of every process of the system.
+func (t *Tree) Members() ([]ID, error) {
+	k := t.k
+	all, err := stats()
+	if err != nil {
+		return nil, fmt.Errorf("list members of %q: %w", t.Name, err)
+	}
+	// The orphans after the processes: who lost its parents while they were read is among them.
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.collect()
+	found := map[int]struct{}{}
+	if t.cgroup != nil {
+		for _, pid := range t.cgroup.members() {
+			found[pid] = struct{}{}
+		}
+	}
+	for pid, o := range k.orphans {
+		if o.tree == t {
+			found[pid] = struct{}{}
+		}
+	}
+	for pid, s := range all {
+		_, seen := t.seen[s.ID]
+		if seen || t.leader != nil && k.children[t.leader.PID] == t.leader && k.mine(t, s) {
+			found[pid] = struct{}{}
+		}
+	}
+	descend(all, found)
+	var members []ID
+	for _, pid := range slices.Sorted(maps.Keys(found)) {
+		s, ok := all[pid]
+		if !ok { // born after the list was read
+			s, err = ReadStat(pid)
+			ok = err == nil
+		}
+		if ok && s.Living() && (k.children[pid] == nil || k.children[pid].tree == t) {
+			members = append(members, s.ID)
+		}
+	}
+	t.seen = make(map[ID]struct{}, len(members))
+	for i, id := range members {
+		t.seen[id] = struct{}{}
+		if t.leader != nil && id == t.leader.ID {
+			copy(members[1:], members[:i])
+			members[0] = id
+		}
+	}
+	return members, nil
+}
+
+// mine: the leader, or of its group or session. The leader is not reaped, so the numbers are its own. mu is held.
+func (k *Kernel) mine(t *Tree, s Stat) bool {
+	l := t.leader.PID
+	return s.PID == l || (s.PGID == l || s.SID == l) && (s.UID == t.UID || s.UID == 0)
+}
+
+// descend adds to found whoever has a parent in it.
+func descend(all map[int]Stat, found map[int]struct{}) {
+	for more := true; more; {
+		more = false
+		for pid, s := range all {
+			_, child := found[s.PPID]
+			if _, known := found[pid]; child && !known && pid != os.Getpid() {
+				found[pid] = struct{}{}
+				more = true
+			}
+		}
+	}
+}
+
+// Signal sends sig to every member. A stopped member is then continued, so that it can obey (not after SIGSTOP, SIGCONT,
+// and SIGKILL, which needs no help). That a member ended meanwhile is no error.
+func (t *Tree) Signal(sig syscall.Signal) error {
+	members, err := t.Members()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range members {
+		errs = append(errs, t.k.signal(id, sig))
+		if sig != unix.SIGSTOP && sig != unix.SIGCONT && sig != unix.SIGKILL {
+			errs = append(errs, t.k.signal(id, unix.SIGCONT))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("signal %q: %w", t.Name, err)
+	}
+	return nil
+}
+
+// Kill sends SIGKILL to the tree until no new member appears: what was signalled cannot fork any more, so then all were. It
+// does not wait for their ends (WaitEmpty does). ErrForking: new ones kept appearing.
+func (t *Tree) Kill() error {
+	if t.Empty() {
+		return nil
+	}
+	done := map[ID]struct{}{}
+	var errs []error
+	for range maxKillRounds {
+		members, err := t.Members() // first: a member that only its parents tell is lost when these die
+		undecided := t.killAtOnce()
+		if err != nil {
+			return err
+		}
+		fresh := false
+		for _, id := range members {
+			if _, ok := done[id]; !ok {
+				done[id], fresh = struct{}{}, true
+				errs = append(errs, t.k.signal(id, unix.SIGKILL))
+			}
+		}
+		if fresh {
+			continue
+		}
+		if undecided == nil {
+			if err := errors.Join(errs...); err != nil {
+				return fmt.Errorf("kill %q: %w", t.Name, err)
+			}
+			return nil
+		}
+		t.k.waitChange(context.Background(), undecided, true, ID{})
+	}
+	return fmt.Errorf("kill %q: %w (%d killed)", t.Name, ErrForking, len(done))
+}
+
+// killAtOnce kills what the kernel can kill in one step, between which and the next nobody forks: the cgroup, and the
+// group while its number is the leader's. While an orphan is undecided, it answers with what tells of the next look.
+func (t *Tree) killAtOnce() (undecided <-chan struct{}) {
+	k := t.k
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if t.cgroup != nil {
+		t.cgroup.kill()
+	}
+	if t.leader != nil && k.children[t.leader.PID] == t.leader {
+		unix.Kill(-t.leader.PID, unix.SIGKILL)
+	}
+	if k.undecided {
+		return k.changed
+	}
+	return nil
+}
+
+// signal signals one member: an unreaped child by its number, anybody else verified. Who is gone needs no signal.
+func (k *Kernel) signal(id ID, sig syscall.Signal) error {
+	k.mu.Lock()
+	if c := k.children[id.PID]; c != nil && c.ID == id {
+		defer k.mu.Unlock()
+		return procError(id.PID, unix.Kill(id.PID, sig)) // a zombie takes it, too
+	}
+	k.mu.Unlock()
+	err := signalVerified(id, sig, k.pidfd)
+	if errors.Is(err, ErrGone) || errors.Is(err, ErrRecycled) {
+		return nil
+	}
+	return err
+}
+
+// HoldsSocket reports whether a member has the socket with that inode open. The leader is asked first.
+func (t *Tree) HoldsSocket(inode uint64) bool {
+	if l := t.Leader(); l.PID != 0 && holds(l.PID, inode) {
+		return true
+	}
+	members, _ := t.Members()
+	return slices.ContainsFunc(members, func(id ID) bool { return holds(id.PID, inode) })
+}

@@ -1,0 +1,146 @@
+// What a zhxd leaves behind for the next one: a record a client. It is written before the fork (the intent, with the
+// run's mark) and after it (with pid and start time), so that whatever lives after a crash can be found and verified.
+
+package procman
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"zhx/procman/proc"
+)
+
+const (
+	recordVersion = 1
+	recordSize    = 1 << 10 // bytes of the file; a longer record is an error
+)
+
+// A record is one client's file NAME.json. The last run stays in it after its end; whether it lives is asked of the kernel.
+type record struct {
+	Version   int    `json:"version"`
+	Client    string `json:"client"`
+	Run       uint64 `json:"run"`            // number of the last run; the next one has one more
+	Mark      string `json:"mark,omitempty"` // ZHX_RUN of that run; "" when it is known to be over
+	Boot      string `json:"boot,omitempty"` // boot id: of another boot nothing lives
+	PID       int    `json:"pid,omitempty"`  // 0: zhxd died between intent and fork, or before it could write it
+	Start     uint64 `json:"start,omitempty"`
+	UID       int    `json:"uid"`
+	StoppedBy string `json:"stopped_by,omitempty"` // stopped by hand: not started by autostart
+}
+
+func (h *system) path() string { return filepath.Join(h.o.Dir, h.name+".json") }
+
+func (h *system) fifo(run string) string { return filepath.Join(h.o.Dir, h.name+"."+run+".out") }
+
+// load reads the record; without a file it is a fresh one. An unreadable one is an error as one of a newer version is: it
+// may tell of processes that live.
+func (h *system) load() (record, error) {
+	fresh := record{Version: recordVersion, Client: h.name}
+	b, err := os.ReadFile(h.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return fresh, nil
+	}
+	if err == nil && len(bytes.Trim(b, "\x00 \n")) == 0 {
+		return fresh, nil // made, but not written: nothing was started yet, or the power went
+	}
+	var r record
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	if err == nil && r.Version != recordVersion || r.Version > recordVersion {
+		err = fmt.Errorf("it is of version %d, this zhxd knows %d", r.Version, recordVersion)
+	}
+	if err != nil {
+		return fresh, fmt.Errorf("record %s: %w; remove it when nothing of this client lives", h.path(), err)
+	}
+	return r, nil
+}
+
+// save overwrites the record with one write within one page, padded to one length: a zhxd that is killed has written all of
+// it or nothing. (A rename over the old file would be as good, but makes ext4 write to the disk, which costs a restart 2 ms.)
+// It is not synced: it has to survive zhxd, not the machine.
+func (h *system) save(r record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if len(b) >= recordSize {
+		return fmt.Errorf("write record %s: its %d bytes are too many", h.path(), len(b))
+	}
+	b = append(b, bytes.Repeat([]byte(" "), recordSize-1-len(b))...)
+	fd, err := unix.Open(h.path(), unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o600) // os.File would try the poller first
+	if err == nil {
+		_, err = unix.Pwrite(fd, append(b, '\n'), 0)
+		unix.Close(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("write record %s: %w", h.path(), err)
+	}
+	return nil
+}
+
+// endLeftover makes sure that nothing of an earlier zhxd's run lives: what proves to be of it is killed. An error: something may.
+func (h *system) endLeftover(ctx context.Context, r record) error {
+	if r.Mark != "" && r.Boot == h.boot {
+		ctx, cancel := context.WithTimeout(ctx, KillWait)
+		defer cancel()
+		killed, left, err := h.o.Kernel.KillMarked(ctx, r.Mark, proc.ID{PID: r.PID, Start: r.Start}, r.UID)
+		for _, id := range killed {
+			h.o.Log.Warn("left over from a dead zhxd", "client", h.name, "run", r.Run, "pid", id.PID, "next", "it was killed")
+		}
+		for _, s := range left {
+			err = errors.Join(err, fmt.Errorf("run %d of a dead zhxd: pid %d: %s", r.Run, s.PID, s.Reason))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	fifos, _ := filepath.Glob(h.fifo("*"))
+	for _, fifo := range fifos {
+		if held, err := proc.FIFOHeld(fifo); err != nil {
+			return err
+		} else if held {
+			return fmt.Errorf("a process that does not prove to be of a dead zhxd's run holds %s", fifo)
+		}
+		os.Remove(fifo)
+	}
+	return nil
+}
+
+// Leftovers ends what a dead zhxd left running, also of clients that are not configured any more: verified by boot id,
+// start time and mark, whole trees, and says so. It is called before the first Apply, and ends with ctx. The error has what
+// could not be verified: it is not touched, and a client of that name is failed until it is gone.
+func (s *Set) Leftovers(ctx context.Context) error {
+	paths, _ := filepath.Glob(filepath.Join(s.o.Dir, "*.json"))
+	errs := make([]error, len(paths))
+	var wg sync.WaitGroup
+	for i, path := range paths {
+		wg.Go(func() {
+			h := &system{name: strings.TrimSuffix(filepath.Base(path), ".json"), boot: proc.BootID(), o: s.o}
+			r, err := h.load()
+			if err == nil {
+				err = h.endLeftover(ctx, r)
+			}
+			if err == nil && r.Mark != "" {
+				r.Mark = ""
+				err = h.save(r)
+			}
+			if err != nil {
+				s.o.Log.Error("leftovers", "client", h.name, "err", err, "next", "neither killed nor doubled")
+				errs[i] = fmt.Errorf("client %q: %w", h.name, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,85 @@
+// What people are told: one line an event, with who, what, why, and what happens next.
+
+package procman
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// report logs the step from was by e, after the machine took it and before its action is done.
+func (p *program) report(was machine, e event) {
+	log := p.log.With("run", p.m.run)
+	switch state := p.m.state; {
+	case e.kind == evSpawned:
+		log.Info("started", "pid", p.life.pid())
+	case e.kind == evSpawnFailed:
+		log.Warn("spawn failed", "err", p.text, "next", p.outlook())
+	case e.kind == evBlocked && state == Failed:
+		log.Error("not started", "err", p.text, "next", p.outlook())
+	case e.kind == evEnded:
+		p.log.LogAttrs(context.Background(), levels[p.last.Reason], texts[p.last.Reason], p.last.attrs(p.outlook())...)
+	case e.kind == evExited && state != was.state:
+		log.Warn("left processes behind", "processes", p.life.members(), "next", "they are killed")
+	case e.kind == evFrozen && was.frozen == 0 && p.m.deadline != 0:
+		log.Warn("frozen", "pid", p.life.pid(), "next", fmt.Sprintf("killed unless it continues within %v", p.m.rules.FrozenTimeout))
+	case e.kind == evThawed && was.frozen != 0:
+		log.Info("continues", "pid", p.life.pid())
+	case state == Unkillable && was.state != Unkillable:
+		log.Error("unkillable", "processes", p.text, "next", "no successor until they are gone")
+	case state == Stopping && was.state == Running && p.m.cause == ByStop && !p.m.killed:
+		log.Info("stopping", "why", p.text, "signal", signalName(p.m.rules.StopSignal),
+			"next", fmt.Sprintf("SIGKILL unless its tree is empty within %v", p.m.rules.StopTimeout))
+	case state == Stopping && was.state == Stopping && p.m.killed && !was.killed:
+		log.Warn("does not stop", "processes", p.life.members(), "next", "SIGKILL to its whole tree")
+	}
+}
+
+// The message and its level for each reason that a run ends for.
+var (
+	texts = map[Reason]string{ByExit: "exited", BySignal: "killed by signal", ByWatchdog: "killed by the watchdog",
+		ByFrozen: "killed, since it was frozen", ByStop: "stopped"}
+	levels = map[Reason]slog.Level{ByExit: slog.LevelInfo, BySignal: slog.LevelWarn, ByWatchdog: slog.LevelWarn,
+		ByFrozen: slog.LevelWarn, ByStop: slog.LevelInfo}
+)
+
+func (l *LastExit) attrs(next string) []slog.Attr {
+	as := []slog.Attr{slog.Uint64("run", l.Run), slog.Int("pid", l.PID)}
+	if l.Signal == "" {
+		as = append(as, slog.Int("code", l.Code))
+	} else {
+		as = append(as, slog.String("signal", l.Signal))
+	}
+	if l.Core {
+		as = append(as, slog.Bool("core", true))
+	}
+	if l.Text != "" {
+		as = append(as, slog.String("why", l.Text))
+	}
+	return append(as, slog.Duration("lived", l.Lived.Round(time.Millisecond)), slog.String("next", next))
+}
+
+// outlook says what happens to the client next, as the machine stands.
+func (p *program) outlook() string {
+	switch p.m.state {
+	case Starting:
+		return "restarts at once"
+	case Backoff:
+		return fmt.Sprintf("restarts in %v", (p.m.deadline - p.now()).Round(time.Millisecond))
+	case Failed:
+		if p.m.deadline == 0 {
+			return "stays so until it is started by hand"
+		}
+		return fmt.Sprintf("tried again in %v", (p.m.deadline - p.now()).Round(time.Millisecond))
+	case Exited:
+		return fmt.Sprintf("stays so: restart = %q", p.m.rules.Restart)
+	case Stopped:
+		if p.removed {
+			return "nothing, it is not to run any more"
+		}
+		return "stays stopped until it is started by hand"
+	}
+	return "it is " + string(p.m.state)
+}

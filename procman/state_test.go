@@ -1,0 +1,231 @@
+package procman
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+var (
+	allStates = []State{Stopped, Waiting, Starting, Running, Stopping, Backoff, Failed, Exited, Unkillable}
+	allKinds  = []kind{evStart, evStop, evRestart, evRules, evCleared, evBlocked, evCancelled, evSpawned, evSpawnFailed, evExited,
+		evEnded, evTimeout, evExpired, evFrozen, evThawed, evStuck}
+)
+
+func testRules() *Spec {
+	return &Spec{Name: "x", Command: []string{"x"}, Restart: Always, RestartDelay: 100 * time.Millisecond, RestartDelayMax: time.Second,
+		StableAfter: 5 * time.Second, StopTimeout: 5 * time.Second, FrozenTimeout: 9 * time.Second}
+}
+
+// TestEveryPair walks every (state, event) pair. A pair that is not in the table changes nothing and asks for nothing.
+func TestEveryPair(t *testing.T) {
+	// As a client that is wanted up, in a run that began 1 s ago (so is unstable), whose deadline is just over.
+	const now = 10 * time.Second
+	table := map[State]map[kind]string{
+		Stopped:  {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn"},
+		Waiting:  {evStop: "waiting cancel", evCleared: "starting spawn", evBlocked: "failed", evCancelled: "waiting clear"},
+		Starting: {evSpawned: "running", evSpawnFailed: "backoff"},
+		Running: {evStop: "stopping signal", evRestart: "stopping signal", evExited: "stopping kill", evEnded: "backoff",
+			evTimeout: "running look", evExpired: "stopping kill", evStuck: "stopping kill"},
+		Stopping:   {evTimeout: "stopping kill", evEnded: "backoff"},
+		Backoff:    {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn"},
+		Failed:     {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn"},
+		Exited:     {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn"},
+		Unkillable: {evTimeout: "stopping kill", evEnded: "backoff"},
+	}
+	for _, s := range allStates {
+		for _, k := range allKinds {
+			m := machine{rules: testRules(), want: s != Stopped, state: s, run: 7, cleared: true, began: 9 * time.Second, deadline: now}
+			m2, a := step(m, event{kind: k, now: now, run: 7})
+			got := strings.TrimSpace(string(m2.state) + " " + string(a))
+			want := table[s][k]
+			if want == "" {
+				want = string(s)
+			}
+			if got != want {
+				t.Errorf("%s, %s: got %q, want %q", s, k, got, want)
+			}
+			if a == doSpawn && m2.run != 8 || a != doSpawn && m2.run != 7 {
+				t.Errorf("%s, %s: run %d after %q", s, k, m2.run, a)
+			}
+			if m2.state != s && m2.deadline == now {
+				t.Errorf("%s, %s: the deadline of the old state holds in %s", s, k, m2.state)
+			}
+		}
+	}
+}
+
+// TestStepDetails tells, one story a row, what the pairs leave open.
+func TestStepDetails(t *testing.T) {
+	const s = time.Second
+	base := machine{rules: testRules(), want: true, state: Running, run: 3, cleared: true, began: 1 * s}
+	with := func(change func(m *machine)) machine { m := base; m.rules = testRules(); change(&m); return m }
+	for _, c := range []struct {
+		story    string
+		m        machine
+		events   []event
+		state    State
+		action   action // of the last event
+		deadline time.Duration
+	}{
+		{"after a stable run: at once", base, []event{{kind: evEnded, now: 6 * s}}, Starting, doSpawn, 0},
+		{"after an unstable run: restart_delay", base, []event{{kind: evEnded, now: 2 * s}}, Backoff, doNothing, 2*s + 100*time.Millisecond},
+		{"jitter takes off up to a fifth", base, []event{{kind: evEnded, now: 2 * s, roll: 0.5}}, Backoff, doNothing, 2*s + 90*time.Millisecond},
+		{"the delay doubles", with(func(m *machine) { m.unstable = 3 }), []event{{kind: evEnded, now: 2 * s}}, Backoff, doNothing, 2*s + 800*time.Millisecond},
+		{"up to its limit, for ever", with(func(m *machine) { m.unstable = 1 << 30 }), []event{{kind: evEnded, now: 2 * s}}, Backoff, doNothing, 3 * s},
+		{"a failed spawn backs off too", with(func(m *machine) { m.state, m.unstable = Starting, 1 }), []event{{kind: evSpawnFailed, now: s}}, Backoff, doNothing, s + 200*time.Millisecond},
+		{"a failed spawn, never again", with(func(m *machine) { m.state = Starting; m.rules.Restart = Never }), []event{{kind: evSpawnFailed, now: s}}, Failed, doNothing, 0},
+		{"restart = never", with(func(m *machine) { m.rules.Restart = Never }), []event{{kind: evEnded, now: 9 * s}}, Exited, doNothing, 0},
+		{"on-failure, success", with(func(m *machine) { m.rules.Restart = OnFailure }), []event{{kind: evEnded, now: 9 * s, ok: true}}, Exited, doNothing, 0},
+		{"on-failure, failure", with(func(m *machine) { m.rules.Restart = OnFailure }), []event{{kind: evEnded, now: 9 * s}}, Starting, doSpawn, 0},
+		{"restart by hand, though never", with(func(m *machine) { m.rules.Restart = Never }), []event{{kind: evRestart, now: 2 * s}, {kind: evEnded, now: 3 * s}}, Starting, doSpawn, 0},
+		{"stop, then start while it stops", base, []event{{kind: evStop, now: 2 * s}, {kind: evStart, now: 3 * s}, {kind: evEnded, now: 4 * s}}, Starting, doSpawn, 0},
+		{"restart, then stop while it stops", base, []event{{kind: evRestart, now: 2 * s}, {kind: evStop, now: 3 * s}, {kind: evEnded, now: 4 * s}}, Stopped, doNothing, 0},
+		{"stop: SIGKILL after stop_timeout", base, []event{{kind: evStop, now: 2 * s}, {kind: evTimeout, now: 7 * s}}, Stopping, doKill, 7*s + KillWait},
+		{"an early timer is none", base, []event{{kind: evStop, now: 2 * s}, {kind: evTimeout, now: 6 * s}}, Stopping, doNothing, 7 * s},
+		{"unkillable", base, []event{{kind: evExited, now: 2 * s}, {kind: evTimeout, now: 2*s + KillWait}}, Unkillable, doNothing, 0},
+		{"unkillable gets no twin by hand", with(func(m *machine) { m.state = Unkillable }), []event{{kind: evStart, now: s}}, Unkillable, doNothing, 0},
+		{"unkillable, at last empty", with(func(m *machine) { m.state, m.killed = Unkillable, true }), []event{{kind: evEnded, now: s}}, Backoff, doNothing, s + 100*time.Millisecond},
+		{"in a hurry: SIGKILL at once", base, []event{{kind: evStop, now: 2 * s, hurry: true}}, Stopping, doKill, 2*s + KillWait},
+		{"in a hurry, while it stops", base, []event{{kind: evStop, now: 2 * s}, {kind: evStop, now: 3 * s, hurry: true}}, Stopping, doKill, 3*s + KillWait},
+		{"an old run's lapse", base, []event{{kind: evExpired, now: 2 * s, run: 2}}, Running, doNothing, 0},
+		{"frozen: a deadline", base, []event{{kind: evFrozen, now: 2 * s}}, Running, doNothing, 11 * s},
+		{"frozen, thawed", base, []event{{kind: evFrozen, now: 2 * s}, {kind: evThawed, now: 3 * s}}, Running, doNothing, 0},
+		{"frozen, timeout edited", base, []event{{kind: evFrozen, now: 2 * s}, {kind: evRules, now: 3 * s}}, Running, doNothing, 11 * s},
+		{"frozen, but traced: watched on", base, []event{{kind: evFrozen, now: 2 * s}, {kind: evTimeout, now: 11 * s}, {kind: evFrozen, now: 11 * s}}, Running, doNothing, 20 * s},
+		{"frozen, no watchdog", with(func(m *machine) { m.rules.FrozenTimeout = 0 }), []event{{kind: evFrozen, now: 2 * s}}, Running, doNothing, 0},
+		{"a shorter restart_delay_max holds at once", with(func(m *machine) { m.state, m.deadline = Backoff, 30*s }), []event{{kind: evRules, now: 2 * s}}, Backoff, doNothing, 3 * s},
+		{"a start by hand forgets the crashes", with(func(m *machine) { m.state, m.unstable = Backoff, 5 }), []event{{kind: evStart, now: s}, {kind: evSpawnFailed, now: s}}, Backoff, doNothing, s + 100*time.Millisecond},
+		{"the first spawn waits", with(func(m *machine) { m.state, m.cleared = Stopped, false }), []event{{kind: evStart, now: s}}, Waiting, doClear, 0},
+		{"blocked: tried again", with(func(m *machine) { m.state, m.cleared = Waiting, false }), []event{{kind: evBlocked, now: s}}, Failed, doNothing, 2 * s},
+		{"blocked, by hand: clears again", with(func(m *machine) { m.state, m.cleared = Failed, false }), []event{{kind: evStart, now: s}}, Waiting, doClear, 0},
+		{"stopped while it waits", with(func(m *machine) { m.state, m.cleared = Waiting, false }), []event{{kind: evStop, now: s}, {kind: evCancelled, now: s}}, Stopped, doNothing, 0},
+		{"stopped while it is spawned", with(func(m *machine) { m.state = Starting }), []event{{kind: evStop, now: s}, {kind: evSpawned, now: s}}, Stopping, doSignal, 6 * s},
+	} {
+		m, a := c.m, doNothing
+		for _, e := range c.events {
+			m, a = step(m, e)
+		}
+		if m.state != c.state || a != c.action || m.deadline != c.deadline {
+			t.Errorf("%s: got %s %q deadline %v, want %s %q %v", c.story, m.state, a, m.deadline, c.state, c.action, c.deadline)
+		}
+	}
+}
+
+// TestModel lets chance play the world against the machine: never two live runs, one end for each begin, an old run's word
+// means nothing, and whoever is wanted up or down gets there.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rules := testRules()
+		rules.Restart = rapid.SampledFrom([]RestartPolicy{Always, OnFailure, Never}).Draw(t, "restart")
+		m := machine{rules: rules, state: Stopped}
+		now := time.Second
+		var live, spawned, ended uint64 // live: the run whose processes exist
+		leader := false
+		clearing := false
+		var do func(e event)
+		do = func(e event) {
+			e.now, e.roll = now, 0.5
+			before := m
+			var a action
+			m, a = step(m, e)
+			switch a {
+			case doClear:
+				if clearing {
+					t.Fatalf("clears twice at a time")
+				}
+				clearing = true
+			case doSpawn:
+				if live != 0 {
+					t.Fatalf("run %d is spawned while run %d lives", m.run, live)
+				}
+				if m.run != before.run+1 {
+					t.Fatalf("run %d follows %d", m.run, before.run)
+				}
+				if !m.want {
+					t.Fatalf("spawned, though wanted down")
+				}
+				if rapid.Bool().Draw(t, "spawn succeeds") {
+					live, leader = m.run, true
+					spawned++
+					do(event{kind: evSpawned})
+				} else {
+					do(event{kind: evSpawnFailed})
+				}
+			case doSignal, doKill:
+				if live != m.run {
+					t.Fatalf("%s for run %d, but %d lives", a, m.run, live)
+				}
+			case doLook:
+				do(event{kind: rapid.SampledFrom([]kind{evFrozen, evThawed, evStuck}).Draw(t, "look")})
+			}
+		}
+		end := func() {
+			live, leader = 0, false
+			ended++
+			do(event{kind: evEnded, ok: rapid.Bool().Draw(t, "ok")})
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"by hand": func(t *rapid.T) {
+				do(event{kind: rapid.SampledFrom([]kind{evStart, evStop, evRestart, evRules}).Draw(t, "ask"), hurry: rapid.Bool().Draw(t, "hurry")})
+			},
+			"time": func(t *rapid.T) {
+				now += time.Duration(rapid.IntRange(1, 12000).Draw(t, "ms")) * time.Millisecond
+				do(event{kind: evTimeout})
+			},
+			"lapse": func(t *rapid.T) {
+				run := uint64(rapid.IntRange(0, int(m.run)).Draw(t, "run"))
+				before := m
+				do(event{kind: evExpired, run: run})
+				if run != before.run && m != before {
+					t.Fatalf("the lapse of run %d touched run %d", run, before.run)
+				}
+			},
+			"clear": func(t *rapid.T) {
+				if clearing {
+					clearing = false
+					do(event{kind: rapid.SampledFrom([]kind{evCleared, evBlocked, evCancelled}).Draw(t, "found")})
+				}
+			},
+			"leader ends": func(t *rapid.T) {
+				if leader {
+					leader = false
+					do(event{kind: evExited})
+				}
+			},
+			"tree empties": func(t *rapid.T) {
+				if live != 0 {
+					end()
+				}
+			},
+			"freezes": func(t *rapid.T) {
+				if leader {
+					do(event{kind: rapid.SampledFrom([]kind{evFrozen, evThawed}).Draw(t, "frozen")})
+				}
+			},
+			"": func(t *rapid.T) {
+				alive := m.state == Running || m.state == Stopping || m.state == Unkillable
+				if alive != (live != 0) || spawned-ended != map[bool]uint64{true: 1}[live != 0] {
+					t.Fatalf("state %s, run %d lives, %d spawned, %d ended", m.state, live, spawned, ended)
+				}
+				if (m.state == Stopping || m.state == Backoff) && m.deadline == 0 {
+					t.Fatalf("%s without a deadline", m.state)
+				}
+			},
+		})
+		do(event{kind: evStop})
+		for range 3 { // whatever it was up to: a stop comes to its end
+			if clearing {
+				clearing = false
+				do(event{kind: evCancelled})
+			} else if live != 0 {
+				end()
+			}
+		}
+		if m.state != Stopped {
+			t.Fatalf("stopped, and yet %s", m.state)
+		}
+	})
+}

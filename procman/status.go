@@ -1,0 +1,74 @@
+// What is published of a client.
+
+package procman
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"zhx/procman/proc"
+)
+
+// A Reason is why a run ended, or never was.
+type Reason string
+
+const (
+	ByExit     Reason = "exit"     // by itself, with Code
+	BySignal   Reason = "signal"   // of a signal that zhx did not send
+	ByWatchdog Reason = "watchdog" // killed after a lapse
+	ByFrozen   Reason = "frozen"   // killed after watchdog_timeout in state T
+	ByStop     Reason = "stop"     // stopped on request: stop, restart, an edit, shutdown
+	BySpawn    Reason = "spawn"    // it could not be spawned: Code is the errno, 0 if there is none
+)
+
+// A LastExit is the end of a run.
+type LastExit struct {
+	Run    uint64
+	PID    int // of its leader; 0 after a spawn that failed
+	Reason Reason
+	Code   int    // exit code; -1 when it ended by a signal
+	Signal string // "SIGKILL"; "" when it exited
+	Core   bool
+	Lived  time.Duration
+	At     time.Time // wall clock and monotonic
+	Text   string    // who or what ended it, or why the spawn failed; may be empty
+}
+
+// A Status is a snapshot of one client.
+type Status struct {
+	Name      string
+	State     State
+	Wanted    bool // desired: up
+	PID       int  // the leader's, 0 when nothing lives
+	Run       uint64
+	Restarts  int64     // spawns that nobody asked for by hand, in this zhxd
+	Since     time.Time // when the run that lives was spawned; zero when none does
+	Next      time.Time // of the next try; zero when none is due
+	LastExit  *LastExit // nil: none in this zhxd; not to be written to
+	StoppedBy string    // who stopped it by hand; "" when nobody did
+	Text      string    // failed, unkillable: why
+}
+
+func lastExit(m machine, x proc.Exit, pid int, text string) LastExit {
+	l := LastExit{Run: m.run, PID: pid, Reason: m.cause, Code: x.Code, Core: x.Core, Lived: m.lived, At: time.Now(), Text: text}
+	if x.Signal != 0 {
+		l.Signal = signalName(x.Signal)
+	}
+	if l.Reason == "" {
+		l.Reason = ByExit
+		if x.Signal != 0 {
+			l.Reason = BySignal
+		}
+	}
+	return l
+}
+
+func signalName(s syscall.Signal) string {
+	if n := unix.SignalName(s); n != "" {
+		return n
+	}
+	return fmt.Sprintf("signal %d", int(s))
+}
