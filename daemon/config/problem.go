@@ -1,0 +1,295 @@
+// What is wrong with a file, and on which line: the decoded file, walked with the table of keys.
+
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/BurntSushi/toml"
+)
+
+// A Problem is one thing wrong with a configuration.
+type Problem struct {
+	File    string // as given to Load or Parse
+	Line    int    // from 1; 0 if it has none
+	Section string // as in the file, without brackets: "daemon", "client.modem"; "" if it has none
+	Text    string
+	Warning bool // the configuration is valid all the same
+}
+
+// String is FILE:LINE: error: TEXT, as compilers write it.
+func (p Problem) String() string {
+	at, kind := p.File, "error"
+	if p.Line > 0 {
+		at = fmt.Sprintf("%s:%d", p.File, p.Line)
+	}
+	if p.Warning {
+		kind = "warning"
+	}
+	return fmt.Sprintf("%s: %s: %s", at, kind, p.Text)
+}
+
+// Problems are in the order of their lines. As an error it has at least one that is not a warning.
+type Problems []Problem
+
+// Error is the errors, a line each. The warnings are left out.
+func (ps Problems) Error() string {
+	var lines []string
+	for _, p := range ps {
+		if !p.Warning {
+			lines = append(lines, p.String())
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (ps Problems) failed() bool {
+	return slices.ContainsFunc(ps, func(p Problem) bool { return !p.Warning })
+}
+
+// file is a file being checked.
+type file struct {
+	path             string
+	text             string // without a byte order mark
+	md               toml.MetaData
+	top              map[string]toml.Primitive // the same tables twice: for positions,
+	tree             map[string]any            // and for values
+	problems         Problems
+	errors, warnings int // how many of them
+}
+
+// decode reads the TOML. A syntax error is the only problem then.
+func (f *file) decode(data []byte) (ok bool) {
+	defer func() { // zhxd does not die of a file
+		if r := recover(); r != nil {
+			f.report(nil, false, "no TOML that can be read: %v", r)
+			ok = false
+		}
+	}()
+	f.text = strings.TrimPrefix(string(data), "\ufeff")
+	var err error
+	if f.md, err = toml.Decode(f.text, &f.top); err != nil {
+		text := err.Error()
+		if pe, is := errors.AsType[toml.ParseError](err); is {
+			text = pe.Message
+		}
+		f.problems = Problems{{File: f.path, Line: f.position(err), Text: printable(text)}}
+		return false
+	}
+	f.tree = make(map[string]any)
+	for name, p := range f.top {
+		var v any
+		if err := f.md.PrimitiveDecode(p, &v); err != nil {
+			f.report([]string{name}, false, "%v", err)
+			return false
+		}
+		f.tree[name] = v
+	}
+	return true
+}
+
+// printable escapes what a file may hold and a terminal must not get: the library's errors have the file's text as it is.
+func printable(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+// report notes a problem with the key or section at path.
+func (f *file) report(path []string, warning bool, format string, args ...any) {
+	count := &f.errors
+	if warning {
+		count = &f.warnings
+	}
+	if *count++; *count > problemsMax {
+		return
+	}
+	p := Problem{File: f.path, Line: f.line(path), Text: printable(fmt.Sprintf(format, args...)), Warning: warning}
+	if len(path) > 0 {
+		n := 1
+		if path[0] == "client" {
+			n = min(2, len(path))
+		}
+		p.Section = section(path[:n])
+	}
+	f.problems = append(f.problems, p)
+}
+
+// result is what Load and Parse return.
+func (f *file) result(c *Config) (*Config, error) {
+	slices.SortStableFunc(f.problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Text, b.Text))
+	})
+	if f.problems.failed() {
+		return nil, f.problems
+	}
+	c.Warnings = f.problems
+	return c, nil
+}
+
+// line is where path stands in the file: the key, else the first key below it (a table that is only implied), else the
+// nearest table around it; 0 if there is none.
+func (f *file) line(path []string) int {
+	if len(path) == 0 {
+		return 0
+	}
+	if n := f.exact(path); n > 0 {
+		return n
+	}
+	for _, key := range f.md.Keys() {
+		if len(key) > len(path) && slices.Equal(key[:len(path)], path) {
+			if n := f.exact(key); n > 0 {
+				return n
+			}
+		}
+	}
+	return f.line(path[:len(path)-1])
+}
+
+// exact is the line on which exactly path was written, or 0. The library tells positions only in errors: it is given a
+// value that fails to decode.
+func (f *file) exact(path []string) int {
+	table := f.top
+	for i, name := range path {
+		p, ok := table[name]
+		if !ok {
+			return 0
+		}
+		if i == len(path)-1 {
+			return f.position(f.md.PrimitiveDecode(p, &undecodable{}))
+		}
+		table = nil
+		f.md.PrimitiveDecode(p, &table) // no table: stays nil
+	}
+	return 0
+}
+
+// position is the line that an error of the library is about, or 0. The library's own number is wrong where a line ends too
+// early, and for strings of several lines; its offset is right.
+func (f *file) position(err error) int {
+	pe, _ := errors.AsType[toml.ParseError](err)
+	if pe.Position.Line == 0 {
+		return 0
+	}
+	return 1 + strings.Count(f.text[:min(pe.Position.Start, len(f.text))], "\n")
+}
+
+// undecodable fails to be decoded, which makes the library say where it stands.
+type undecodable struct{}
+
+func (*undecodable) UnmarshalTOML(any) error { return errors.New("undecodable") }
+
+// has tells whether the file has that key.
+func (f *file) has(path ...string) bool { return f.md.IsDefined(path...) }
+
+// where is the path of a client's key: its own, or that of [defaults], or the client itself.
+func (f *file) where(client, key string) []string {
+	switch {
+	case f.has("client", client, key):
+		return []string{"client", client, key}
+	case f.has("defaults", key):
+		return []string{"defaults", key}
+	}
+	return []string{"client", client}
+}
+
+// clients lists the names below client, in the order of the file.
+func (f *file) clients() (names []string) {
+	table, ok := f.tree["client"].(map[string]any)
+	if !ok {
+		if f.tree["client"] != nil {
+			f.report([]string{"client"}, false, "clients are written [client.NAME]")
+		}
+		return nil
+	}
+	seen := make(map[string]bool)
+	for _, key := range f.md.Keys() {
+		if key[0] == "client" && len(key) > 1 && table[key[1]] != nil && !seen[key[1]] {
+			seen[key[1]] = true
+			names = append(names, key[1])
+		}
+	}
+	return names
+}
+
+// fill sets the keys of one table, which has the keys of kind.
+func (f *file) fill(path []string, kind string, t *target) {
+	var v any = f.tree
+	for _, name := range path {
+		v = v.(map[string]any)[name]
+	}
+	table, ok := v.(map[string]any)
+	if !ok {
+		f.report(path, false, "%s must be a section, [%s]", section(path), section(path))
+		return
+	}
+	for name, v := range table {
+		at := append(slices.Clone(path), name)
+		k := lookup(kind, name)
+		if k == nil {
+			f.report(at, false, "%s", unknownKey(name, kind, section(path)))
+			continue
+		}
+		if err := k.set(t, v); err != nil {
+			f.report(at, false, "%s in [%s]: %v", name, section(path), err)
+		}
+	}
+}
+
+func unknownKey(name, kind, section string) string {
+	text := fmt.Sprintf("unknown key %q in [%s]", name, section)
+	if s := suggest(name, names(kind)); s != "" {
+		return fmt.Sprintf("%s; did you mean %q?", text, s)
+	}
+	if h := homes(name); h != "" {
+		return fmt.Sprintf("%s; it belongs into %s", text, h)
+	}
+	return text
+}
+
+// section writes a path as it stands in brackets.
+func section(path []string) string { return printable(toml.Key(path).String()) }
+
+// suggest is the candidate that word was likely meant to be, or "".
+func suggest(word string, candidates []string) string {
+	best, at := "", min(max(2, len(word)/4), len(word)-1)+1
+	word = strings.ReplaceAll(strings.ToLower(word), "-", "_")
+	for _, c := range candidates {
+		if d := distance(word, c); d < at {
+			best, at = c, d
+		}
+	}
+	return best
+}
+
+// distance is how many letters must be put in, left out or exchanged to make b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			d := diagonal
+			if a[i] != b[j] {
+				d = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], d
+		}
+	}
+	return row[len(b)]
+}
