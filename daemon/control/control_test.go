@@ -1,0 +1,300 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// TestMain lets the test binary play zhxctl under another user: askEnv holds a socket, and it prints what became of a reload.
+func TestMain(m *testing.M) {
+	if path := os.Getenv(askEnv); path != "" {
+		_, err := Dial(path).Reload(context.Background())
+		json.NewEncoder(os.Stdout).Encode(err)
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+const askEnv = "ZHX_TEST_ASK"
+
+// askAs asks for a reload as another user, and returns the refusal, or nil.
+func askAs(t *testing.T, path string, cred syscall.Credential) *Error {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root can become another user")
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{askEnv + "=" + path, "GORACE=atexit_sleep_ms=0"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &cred}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refusal *Error
+	if err := json.Unmarshal(out, &refusal); err != nil {
+		t.Fatalf("%s: %v", out, err)
+	}
+	return refusal
+}
+
+// openDir is a folder that every user may search, unlike t.TempDir.
+func openDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "zhx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// fake is a Backend that does what its fields say. It notes what it was asked for, one string a call.
+type fake struct {
+	asked   chan string
+	err     error
+	out     []Outcome
+	lines   func(ctx context.Context, q LogQuery) <-chan LogLine
+	ended   chan struct{} // closed by Shutdown
+	working chan struct{} // Stop waits for it, if there is one
+}
+
+func newFake() *fake { return &fake{asked: make(chan string, 100), ended: make(chan struct{})} }
+
+func (f *fake) note(by Caller, format string, args ...any) error {
+	f.asked <- fmt.Sprintf(format, args...) + " by " + by.User
+	return f.err
+}
+
+func (f *fake) Status(context.Context) Status {
+	return Status{Daemon: &DaemonStatus{Version: "1", PID: 7, ConfigState: "ok"}}
+}
+func (f *fake) Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return f.lines(ctx, q), nil
+}
+func (f *fake) Start(_ context.Context, by Caller, w Which) ([]Outcome, error) {
+	return f.out, f.note(by, "start %v", w)
+}
+func (f *fake) Stop(ctx context.Context, by Caller, w Which) ([]Outcome, error) {
+	err := f.note(by, "stop %v", w)
+	if f.working != nil {
+		select {
+		case <-f.working:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return f.out, err
+}
+func (f *fake) Restart(_ context.Context, by Caller, w Which) ([]Outcome, error) {
+	return f.out, f.note(by, "restart %v", w)
+}
+func (f *fake) Reload(_ context.Context, by Caller) (ReloadResult, error) {
+	return ReloadResult{Plan: []PlanRow{{"gps", "live", "watchdog_timeout"}}}, f.note(by, "reload")
+}
+func (f *fake) Send(_ context.Context, by Caller, m SendRequest) error {
+	return f.note(by, "send %v", m)
+}
+func (f *fake) Shutdown(by Caller, keep bool) error {
+	if f.err == nil {
+		close(f.ended)
+	}
+	return f.note(by, "shutdown %v", keep)
+}
+
+// serve runs a server on path until the test ends or end is called, which returns when the server has ended.
+func serve(t *testing.T, path string, b Backend, a Access) (s *Server, end func()) {
+	t.Helper()
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Chmod(path, 0o666)
+	ctx, cancel := context.WithCancel(context.Background())
+	s = &Server{Backend: b, Access: a, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, ln); close(done) }()
+	end = func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		s.Close()
+	}
+	t.Cleanup(end)
+	return s, end
+}
+
+func mine() Access { return Access{UID: os.Getuid(), GID: -1} }
+
+// curl sends one HTTP request and returns status and body.
+func curl(t *testing.T, path, method, target, body string) (int, string) {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
+	}}
+	req, err := http.NewRequest(method, "http://zhx"+target, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(text)
+}
+
+func TestRoutes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	f := newFake()
+	f.lines = func(_ context.Context, q LogQuery) <-chan LogLine {
+		f.note(Caller{User: "?"}, "logs %v", q)
+		lines := make(chan LogLine)
+		close(lines)
+		return lines
+	}
+	serve(t, path, f, mine())
+	me := userName(os.Getuid())
+	for _, tt := range []struct {
+		purpose, method, target, body string
+		status                        int
+		asked, reply                  string
+	}{
+		{"a status without clients has lists, not null", "GET", "/v1/status", "", 200, "",
+			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"counters":null},"clients":[],"peers":[]}`},
+		{"names reach the backend with who asked", "POST", "/v1/stop", `{"names":["a","b"]}`, 200, "stop {[a b] false} by " + me, `{"v":1,"clients":[]}`},
+		{"all", "POST", "/v1/restart", `{"all":true}`, 200, "restart {[] true} by " + me, `{"v":1,"clients":[]}`},
+		{"start", "POST", "/v1/start", `{"names":["a"]}`, 200, "start {[a] false} by " + me, `{"v":1,"clients":[]}`},
+		{"neither names nor all", "POST", "/v1/stop", ``, 400, "", `{"error":"give either \"names\" or \"all\"","code":2}`},
+		{"both", "POST", "/v1/stop", `{"names":["a"],"all":true}`, 400, "", `{"error":"give either \"names\" or \"all\"","code":2}`},
+		{"reload needs no body", "POST", "/v1/reload", "", 200, "reload by " + me,
+			`{"v":1,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout"}],"problems":[]}`},
+		{"send", "POST", "/v1/send", `{"target":"a","source":"b","text":"hi"}`, 200, "send {a b hi} by " + me, `{"v":1}`},
+		{"logs by default: all lines of all clients", "GET", "/v1/logs", "", 200, "logs {[] -1 false} by ?", ""},
+		{"logs with everything", "GET", "/v1/logs?name=a&name=b&n=5&follow=1", "", 200, "logs {[a b] 5 true} by ?", ""},
+		{"logs of a bad number", "GET", "/v1/logs?n=-2", "", 400, "", `{"error":"logs: n=\"-2\" is not a number of lines","code":2}`},
+		{"logs with a misspelt parameter", "GET", "/v1/logs?nmae=a", "", 400, "", `{"error":"logs: unknown parameter \"nmae\"","code":2}`},
+		{"a wish that this version does not know", "POST", "/v1/reload", `{"dry_run":true}`, 400, "",
+			`{"error":"bad JSON in the request: json: unknown field \"dry_run\"","code":2}`},
+		{"not JSON", "POST", "/v1/send", `target=a`, 400, "",
+			`{"error":"bad JSON in the request: invalid character 'a' in literal true (expecting 'r')","code":2}`},
+		{"two values", "POST", "/v1/send", `{}{}`, 400, "", `{"error":"bad JSON in the request: more than one JSON value","code":2}`},
+		{"the wrong method", "GET", "/v1/stop", "", 400, "", `{"error":"GET /v1/stop: the method is POST","code":2}`},
+		{"too much", "POST", "/v1/send", `{"text":"` + strings.Repeat("x", bodyLimit) + `"}`, 400, "",
+			`{"error":"read request: http: request body too large","code":2}`},
+	} {
+		status, reply := curl(t, path, tt.method, tt.target, tt.body)
+		if status != tt.status || strings.TrimSuffix(reply, "\n") != tt.reply {
+			t.Errorf("%s: got %d %s\nwant %d %s", tt.purpose, status, reply, tt.status, tt.reply)
+		}
+		asked := ""
+		if len(f.asked) > 0 {
+			asked = <-f.asked
+		}
+		if asked != tt.asked {
+			t.Errorf("%s: the backend was asked %q, want %q", tt.purpose, asked, tt.asked)
+		}
+	}
+	if status, reply := curl(t, path, "GET", "/v2/x", ""); status != 400 || !strings.Contains(reply, `"code":2`) || !strings.Contains(reply, "/v1/status") {
+		t.Errorf("an unknown route: got %d %s", status, reply)
+	}
+}
+
+func TestErrorsPass(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	f := newFake()
+	serve(t, path, f, mine())
+	c := Dial(path)
+	for _, tt := range []struct {
+		purpose string
+		err     error
+		want    Error
+		status  int
+	}{
+		{"an Error as it is", &Error{Text: "x", Code: CodeUnknown, Hint: "h", Problems: []Problem{{"f", 3, "client.a", "bad", false}}},
+			Error{Text: "x", Code: CodeUnknown, Hint: "h", Problems: []Problem{{"f", 3, "client.a", "bad", false}}}, 404},
+		{"one that is wrapped", fmt.Errorf("outer: %w", &Error{Text: "x", Code: CodeStopped}), Error{Text: "x", Code: CodeStopped}, 409},
+		{"another one is a failure", errors.New("no"), Error{Text: "no", Code: CodeFailed}, 500},
+		{"a time-out", fmt.Errorf("stop: %w", context.DeadlineExceeded), Error{Text: "stop: context deadline exceeded", Code: CodeTimeout}, 504},
+	} {
+		f.err = tt.err
+		_, err := c.Reload(t.Context())
+		<-f.asked
+		if got, ok := err.(*Error); !ok || got.Text != tt.want.Text || got.Code != tt.want.Code || got.Hint != tt.want.Hint ||
+			!slices.Equal(got.Problems, tt.want.Problems) {
+			t.Errorf("%s: got %#v", tt.purpose, err)
+		}
+		if status, _ := curl(t, path, "POST", "/v1/reload", ""); status != tt.status {
+			t.Errorf("%s: HTTP %d, want %d", tt.purpose, status, tt.status)
+		}
+		<-f.asked
+	}
+}
+
+func TestWhoMayAct(t *testing.T) {
+	const nobody, group = 65534, 4242
+	many := make([]uint32, 100) // more than one call of the kernel fetches
+	for i := range many {
+		many[i] = uint32(5000 + i)
+	}
+	for _, tt := range []struct {
+		purpose string
+		access  Access
+		cred    syscall.Credential
+		code    int
+	}{
+		{"root", Access{nobody, -1}, syscall.Credential{}, 0},
+		{"zhxd's own user", Access{nobody, -1}, syscall.Credential{Uid: nobody, Gid: nobody}, 0},
+		{"another user", Access{1, -1}, syscall.Credential{Uid: nobody, Gid: nobody}, CodeForbidden},
+		{"another user, who is not in the control group", Access{1, group}, syscall.Credential{Uid: nobody, Gid: nobody, Groups: many}, CodeForbidden},
+		{"by the main group", Access{1, group}, syscall.Credential{Uid: nobody, Gid: group}, 0},
+		{"by another group", Access{1, group}, syscall.Credential{Uid: nobody, Gid: nobody, Groups: append(many, group)}, 0},
+		{"without a control group, group 0 has no right", Access{1, -1}, syscall.Credential{Uid: nobody, Gid: 0}, CodeForbidden},
+	} {
+		t.Run(tt.purpose, func(t *testing.T) {
+			path, f := filepath.Join(openDir(t), "s"), newFake()
+			serve(t, path, f, tt.access)
+			err := askAs(t, path, tt.cred)
+			if code := codeOf(err); code != tt.code {
+				t.Errorf("got code %d, %v", code, err)
+			}
+			if acted := len(f.asked) > 0; acted != (tt.code == 0) {
+				t.Errorf("acted: %v", acted)
+			}
+		})
+	}
+}
+
+func codeOf(e *Error) int {
+	if e == nil {
+		return 0
+	}
+	return e.Code
+}

@@ -1,0 +1,262 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"time"
+)
+
+// This file is what the two ends of the control socket have in common, and what scripts read: fields and words are only ever
+// added. Absent is null, so whatever can be absent is a pointer. Durations are seconds on the monotonic clock.
+
+// The exit codes of zhxctl, which every Error carries.
+const (
+	CodeFailed    = 1 // it was tried and did not work
+	CodeUsage     = 2 // bad request, or invalid configuration
+	CodeStopped   = 3 // what was asked after does not run
+	CodeUnknown   = 4 // no such client
+	CodeTimeout   = 5 // no end within the time given; what was begun goes on
+	CodeForbidden = 6 // not permitted
+	CodeDown      = 7 // no daemon answers
+)
+
+// Status is the answer to GET /v1/status, and what `zhxctl status --json` prints. Daemon is nil only where none runs.
+type Status struct {
+	V       int            `json:"v"` // filled in by the server
+	Daemon  *DaemonStatus  `json:"daemon"`
+	Clients []ClientStatus `json:"clients"` // in the order of the configuration
+	Peers   []PeerStatus   `json:"peers"`
+}
+
+// DaemonStatus is zhxd itself.
+type DaemonStatus struct {
+	Version     string  `json:"version"`
+	PID         int     `json:"pid"`
+	Uptime      float64 `json:"uptime_s"`
+	Config      string  `json:"config"`
+	ConfigState string  `json:"config_state"` // ok | changed | invalid: the file on disk against what is loaded
+	ConfigError *string `json:"config_error"`
+	// Counters is all that was lost or refused, by what it was, so that nothing is lost in silence.
+	Counters map[string]int64 `json:"counters"`
+}
+
+// ClientStatus is one [client.NAME].
+type ClientStatus struct {
+	Name      string          `json:"name"`
+	State     string          `json:"state"` // stopped | waiting | starting | running | stopping | backoff | failed | exited | unkillable
+	Ready     bool            `json:"ready"`
+	PID       *int            `json:"pid"`      // nil: no process
+	Run       *uint64         `json:"run"`      // nil: never started
+	Restarts  int64           `json:"restarts"` // since zhxd started, not counting those given by hand
+	Uptime    *float64        `json:"uptime_s"` // nil: no process
+	Next      *float64        `json:"next_s"`   // time until the next start; nil: none is planned
+	Connected bool            `json:"connected"`
+	Watchdog  *WatchdogStatus `json:"watchdog"` // nil: off
+	LastExit  *ExitStatus     `json:"last_exit"`
+	Messages  Messages        `json:"messages"`
+}
+
+// WatchdogStatus is the dog of the present run. Lapses counts over all runs.
+type WatchdogStatus struct {
+	Armed     bool     `json:"armed"`
+	Paused    bool     `json:"paused"`
+	Timeout   float64  `json:"timeout_s"`
+	Remaining *float64 `json:"remaining_s"` // nil: not armed
+	Lapses    int64    `json:"lapses"`
+}
+
+// ExitStatus is how the last run ended.
+type ExitStatus struct {
+	Reason string  `json:"reason"` // exit | signal | watchdog | stop | spawn | unknown
+	Code   *int    `json:"code"`   // nil: it did not exit by itself
+	Signal *string `json:"signal"` // "SIGKILL"; nil: none
+	Detail *string `json:"detail"` // for people: why a spawn failed, who stopped it
+	At     Stamp   `json:"at"`
+	Ago    float64 `json:"ago_s"`
+}
+
+// Messages counts what passed the broker for one client.
+type Messages struct {
+	Received      int64 `json:"received"`
+	Sent          int64 `json:"sent"`
+	Undeliverable int64 `json:"undeliverable"`
+	Dropped       int64 `json:"dropped"`
+	Held          int64 `json:"held"`
+}
+
+// PeerStatus is one open connection to the broker.
+type PeerStatus struct {
+	Names     []string `json:"names"`
+	PID       *int     `json:"pid"` // nil: unknown
+	UID       *int     `json:"uid"` // nil: unknown
+	Transport string   `json:"transport"`
+	Protocol  int      `json:"protocol"`
+	Managed   bool     `json:"managed"`
+	Proof     string   `json:"proof"`
+	Stuck     bool     `json:"stuck"`
+}
+
+// LogLine is one line that a client printed: one line of JSON in the answer to GET /v1/logs.
+type LogLine struct {
+	Client  string  `json:"client"`
+	At      Stamp   `json:"at"`
+	Mono    float64 `json:"mono_s"`            // seconds, monotonic, from a start that is the same for all lines of one zhxd
+	Text    string  `json:"text"`              // without the line's end; as the child wrote it, bytes that are not UTF-8 included
+	Dropped int64   `json:"dropped,omitempty"` // lines of this client lost before this one, the reader being too slow
+	// Bytes is Text again where JSON cannot carry it. Server and client fill it in and take it out.
+	Bytes []byte `json:"bytes,omitempty"`
+}
+
+// LogQuery says which lines are wanted.
+type LogQuery struct {
+	Names  []string // none: of all clients
+	N      int      // the last N lines of each client; 0: none; -1: all that are kept
+	Follow bool     // and what comes, until the reader goes
+}
+
+// Which names the clients that a verb acts on: either Names or All.
+type Which struct {
+	Names []string `json:"names"`
+	All   bool     `json:"all"`
+}
+
+// Outcome is what became of one client of a Which. Text is for people: "started, pid 412", "was stopped already".
+type Outcome struct {
+	Name  string `json:"name"`
+	PID   *int   `json:"pid"`
+	Text  string `json:"text"`
+	Error *Error `json:"error"`
+}
+
+// Outcomes is the answer to start, stop and restart.
+type Outcomes struct {
+	V       int       `json:"v"`
+	Clients []Outcome `json:"clients"`
+}
+
+// ReloadResult is what a re-reading of the configuration did. Problems holds warnings only: errors come as an Error.
+type ReloadResult struct {
+	V        int       `json:"v"`
+	Plan     []PlanRow `json:"plan"`
+	Problems []Problem `json:"problems"`
+}
+
+// PlanRow is what a new configuration means for one client. Action is keep, live, restart, start or stop.
+type PlanRow struct {
+	Name   string `json:"name"`
+	Action string `json:"action"`
+	Why    string `json:"why"`
+}
+
+// Problem is one finding in a configuration file. It converts to and from the problem of package config.
+type Problem struct {
+	File    string `json:"file"`
+	Line    int    `json:"line"` // 0: of the file as a whole
+	Section string `json:"section"`
+	Text    string `json:"text"`
+	Warning bool   `json:"warning"`
+}
+
+// SendRequest is one message to a client.
+type SendRequest struct {
+	Target string `json:"target"`
+	Source string `json:"source"`
+	Text   string `json:"text"`
+}
+
+// ShutdownRequest ends zhxd. Keep leaves the clients running for the next zhxd.
+type ShutdownRequest struct {
+	Keep bool `json:"keep"`
+}
+
+// VersionReply is the answer to GET /v1/version.
+type VersionReply struct {
+	V       int    `json:"v"`
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
+}
+
+// Caller is the process that asks for something, as the kernel named it when it connected.
+type Caller struct {
+	UID, GID, PID int
+	User, Comm    string // for people; Comm is empty when the process was gone
+}
+
+// String is what a log line says of the caller: "root (pid 412 zhxctl)".
+func (c Caller) String() string {
+	if c.Comm == "" {
+		return fmt.Sprintf("%s (pid %d)", c.User, c.PID)
+	}
+	return fmt.Sprintf("%s (pid %d %s)", c.User, c.PID, c.Comm)
+}
+
+// Backend is zhxd as the control server sees it: one method a verb. Methods are called from one goroutine a request, several at
+// once. ctx ends when the asker goes away or the server ends; what was begun then goes on without an answer. An error that is or
+// wraps an *Error is passed on as it is, any other one as a failure.
+type Backend interface {
+	// Status never waits for anything that a client can hold up.
+	Status(ctx context.Context) Status
+	// Logs refuses unknown names before it returns. The channel is closed after the last line or when ctx ends.
+	Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error)
+	// Start, Stop and Restart return when that is done. An error means that nothing was begun.
+	Start(ctx context.Context, by Caller, w Which) ([]Outcome, error)
+	Stop(ctx context.Context, by Caller, w Which) ([]Outcome, error)
+	Restart(ctx context.Context, by Caller, w Which) ([]Outcome, error)
+	// Reload answers an invalid file with an *Error of CodeUsage that holds all problems.
+	Reload(ctx context.Context, by Caller) (ReloadResult, error)
+	Send(ctx context.Context, by Caller, m SendRequest) error
+	// Shutdown returns when the end has been set going, without waiting for it.
+	Shutdown(by Caller, keep bool) error
+}
+
+// Error is a refusal or a failure on its way to a person and a script. It is also the body of every answer that is not a success.
+type Error struct {
+	Text     string    `json:"error"`          // one line
+	Code     int       `json:"code"`           // zhxctl's exit code
+	Hint     string    `json:"hint,omitempty"` // the next thing to type
+	Problems []Problem `json:"problems,omitempty"`
+
+	cause error
+}
+
+// Errorf makes an Error. A %w among the arguments stays visible to errors.Is.
+func Errorf(code int, hint, format string, args ...any) *Error {
+	err := fmt.Errorf(format, args...)
+	return &Error{Text: err.Error(), Code: code, Hint: hint, cause: errors.Unwrap(err)}
+}
+
+func (e *Error) Error() string { return e.Text }
+func (e *Error) Unwrap() error { return e.cause }
+
+// httpStatus is for those who read HTTP only; Code says it more finely.
+func (e *Error) httpStatus() int {
+	switch e.Code {
+	case CodeUsage:
+		return http.StatusBadRequest
+	case CodeStopped:
+		return http.StatusConflict
+	case CodeUnknown:
+		return http.StatusNotFound
+	case CodeTimeout:
+		return http.StatusGatewayTimeout
+	case CodeForbidden:
+		return http.StatusForbidden
+	case CodeDown:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// Stamp is a wall-clock time in UTC with milliseconds. For people and for correlating, never for arithmetic.
+type Stamp struct{ time.Time }
+
+func (s Stamp) String() string { return s.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
+
+func (s Stamp) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
+
+// Seconds is d in seconds, whole milliseconds.
+func Seconds(d time.Duration) float64 { return math.Round(d.Seconds()*1000) / 1000 }
