@@ -1,0 +1,388 @@
+// Package daemon is zhxd: wiring and policy. It is the only place that knows broker, processes and watchdog together.
+//
+//	process ─packet─> ipc/broker ─┬─ for a name: straight into that peer's socket
+//	                              ├─ a feed ─> the run's dog (session.go)
+//	                              └─ a name ─> identity.go: may this peer have it?
+//	watchdog ─(name, run) lapsed─> procman: an old run? ignore : kill the tree, reap, back off, spawn run+1
+//	clients.toml ─fsnotify─> reload.go: whole file valid or nothing ─> diff ─> procman
+//	zhxctl ─HTTP/JSON─> backend.go ─> published snapshots; verbs go to procman
+//
+// Owners: the loop in reload.go owns what is loaded; each client has its lock (session.go); everything else belongs to
+// the package that does the work. The daemon never ends because of a child, a client or a file: a failure is a log line
+// with a next step.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	sdaemon "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"zhx/daemon/config"
+	"zhx/daemon/control"
+	"zhx/ipc/broker"
+	"zhx/procman"
+	"zhx/procman/proc"
+	"zhx/watchdog"
+)
+
+// DefaultConfig is where the configuration is if nobody says otherwise.
+const DefaultConfig = "/etc/zhx/clients.toml"
+
+// Version is set by the linker.
+var Version = "devel"
+
+const (
+	settleMax = 50 * time.Millisecond // how long the judge waits for feeds that have arrived and were not read yet
+)
+
+// ErrConfig: the configuration is invalid. The text has every problem with its file and line.
+var ErrConfig = errors.New("invalid configuration")
+
+// Options is what the command line says.
+type Options struct {
+	Config  string    // path of clients.toml
+	RunDir  string    // instead of [daemon] run_dir; "" is what the configuration says
+	LogFile string    // "" is Stderr
+	Stderr  io.Writer // nil is os.Stderr
+}
+
+// Daemon is one zhxd.
+type Daemon struct {
+	// Immutable:
+	opts    Options
+	began   time.Time
+	out     *Log
+	log     *slog.Logger
+	dir     *rundir
+	kernel  *proc.Kernel
+	watch   *watchdog.Watch
+	bus     *broker.Broker
+	procs   *procman.Set
+	ctl     *control.Server
+	reloads chan reloadRequest // anyone -> loop
+	edited  chan struct{}      // the file watcher -> loop
+	end     func()             // begins the end
+
+	loaded      atomic.Pointer[config.Config]
+	owners      atomic.Pointer[map[string]*client] // name -> the client that it belongs to
+	onDisk      atomic.Pointer[diskState]          // the file against what is loaded
+	unarmed     atomic.Int64                       // armings of strangers refused: another user's name, or foreignMax
+	unfed       atomic.Int64                       // feeds of a dog that was not armed
+	foreignRuns atomic.Uint64
+
+	mu       sync.Mutex // guards what follows
+	clients  map[string]*client
+	foreign  map[string]*foreign // by name
+	refusals map[string]struct{} // names whose first refusal was logged
+}
+
+// Run is zhxd from start to end: it returns nil after SIGTERM, SIGINT, a shutdown through the control socket or the end
+// of ctx, when every client has stopped. ErrConfig and ErrRunning are told apart with errors.Is.
+func Run(ctx context.Context, o Options) error {
+	conf, err := load(o)
+	if err != nil {
+		return err
+	}
+	d := &Daemon{
+		opts: o, began: time.Now(),
+		reloads: make(chan reloadRequest), edited: make(chan struct{}, 1),
+		clients: map[string]*client{}, foreign: map[string]*foreign{}, refusals: map[string]struct{}{},
+	}
+	d.owners.Store(&map[string]*client{})
+	d.loaded.Store(&config.Config{Daemon: conf.Daemon, Watchdog: conf.Watchdog})
+	d.onDisk.Store(&diskState{word: "ok"})
+
+	// Last of all: the end of a shutdown request's answer says that the run directory and the log are free.
+	defer func() {
+		if d.ctl != nil {
+			d.ctl.Close()
+		}
+	}()
+	if d.dir, err = holdRundir(conf.Daemon.RunDir); err != nil {
+		return err
+	}
+	defer d.dir.release()
+	if err := d.openLog(); err != nil {
+		return err
+	}
+	defer d.out.Close()
+	d.kernel, err = proc.Open(proc.Options{
+		NoPidfd: os.Getenv("ZHX_PIDFD") == "off", NoCgroup: os.Getenv("ZHX_CGROUP") == "off", // the old kernels' paths, for tests
+	}, d.log)
+	if err != nil {
+		return err
+	}
+	defer d.kernel.Close()
+	err = d.run(ctx, conf)
+	if err != nil && o.LogFile != "" { // nobody reads stderr then
+		d.log.Error("zhxd failed", "err", err)
+	}
+	return err
+}
+
+func (d *Daemon) openLog() error {
+	var w io.Writer = os.Stderr
+	if d.opts.Stderr != nil {
+		w = d.opts.Stderr
+	}
+	if d.opts.LogFile != "" {
+		f, err := openLogFile(d.opts.LogFile)
+		if err != nil {
+			return err
+		}
+		w = f
+	}
+	d.out = NewLog(w)
+	d.log = d.out.Logger()
+	return nil
+}
+
+// run wires the parts, serves until the end is asked for, and takes everything down in reverse.
+func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
+	ctx, d.end = context.WithCancel(ctx)
+	defer d.end()
+	d.log.Info("zhxd begins", "version", Version, "pid", os.Getpid(), "config", conf.Path, "clients", len(conf.Clients))
+
+	d.watch = watchdog.New(watchdog.Options{Settle: d.settle, Lapsed: d.lapsed})
+	d.bus = broker.New(d, d.log)
+	d.procs = procman.New(procman.Options{
+		Dir: d.dir.state, Environ: childEnviron(conf.Daemon.Socket), Kernel: d.kernel, Log: d.log, Events: d, Output: d.out.Output,
+	})
+
+	listeners, err := d.listen(&conf.Daemon)
+	if err != nil {
+		return err
+	}
+	// Whatever serves lives longer than ctx: clients talk while they stop.
+	serving, unserve := context.WithCancel(context.WithoutCancel(ctx))
+	defer unserve()
+	stopping, hurry := context.WithCancel(serving)
+	defer hurry()
+	var parts sync.WaitGroup
+	parts.Go(func() { d.signals(serving, hurry) })
+	for _, ln := range listeners.data {
+		parts.Go(func() {
+			if err := d.bus.Serve(ln); err != nil {
+				d.log.Error("listener failed", "address", ln.Addr().String(), "err", err, "next", "restart zhxd")
+			}
+		})
+	}
+	d.ctl = d.controlServer(&conf.Daemon)
+	parts.Go(func() { d.ctl.Serve(serving, listeners.control) })
+	parts.Go(func() { d.watch.Run(serving) })
+	if conf.Daemon.PrototypePresence {
+		parts.Go(func() { keepPresence(serving, d.kernel, d.log) })
+	}
+
+	if err := d.procs.Leftovers(ctx); err != nil {
+		d.log.Error("leftovers of the last zhxd", "err", err, "next", "their clients are not started until they are gone")
+	}
+	d.apply(conf)
+	parts.Go(func() {
+		if d.procs.Wait(ctx) != nil {
+			return // asked to end
+		}
+		d.log.Info("ready", "socket", conf.Daemon.Socket, "tcp", listeners.tcp, "next", "zhxctl --control "+conf.Daemon.Control+" status")
+		sdaemon.SdNotify(false, sdaemon.SdNotifyReady)
+	})
+	d.loop(ctx)
+
+	sdaemon.SdNotify(false, sdaemon.SdNotifyStopping)
+	d.log.Info("zhxd ends", "next", "clients stop in reverse order")
+	if err := d.procs.Shutdown(stopping); err != nil {
+		d.log.Error("clients left", "err", err)
+	}
+	d.bus.Close()
+	unserve()
+	parts.Wait()
+	os.Remove(conf.Daemon.Socket)
+	os.Remove(conf.Daemon.Control)
+	d.log.Info("zhxd has ended", "uptime", round(time.Since(d.began)))
+	return nil
+}
+
+// listeners are the sockets of one zhxd.
+type listeners struct {
+	data    []net.Listener
+	control *net.UnixListener
+	tcp     string // the address that TCP got
+}
+
+func (d *Daemon) listen(c *config.Daemon) (l listeners, err error) {
+	defer func() {
+		if err != nil {
+			for _, ln := range l.data {
+				ln.Close()
+			}
+		}
+	}()
+	data, err := listenUnix(c.Socket, "socket", c.SocketMode, c.SocketGroup)
+	if err != nil {
+		return l, err
+	}
+	l.data = append(l.data, data)
+	if c.TCP != "" {
+		tcp, err := net.Listen("tcp4", c.TCP)
+		if err != nil {
+			return l, fmt.Errorf("[daemon] tcp: %w", err)
+		}
+		l.data, l.tcp = append(l.data, tcp), tcp.Addr().String()
+	}
+	l.control, err = listenUnix(c.Control, "control", 0o660, c.ControlGroup)
+	return l, err
+}
+
+// childEnviron is what every child's environment begins with. Nothing of zhxd's NOTIFY_SOCKET, LISTEN_* or WATCHDOG_*
+// passes.
+func childEnviron(socket string) []string {
+	env := []string{"ZHX_SOCKET=" + socket}
+	for _, key := range []string{"PATH", "LANG", "TZ"} {
+		if v, ok := os.LookupEnv(key); ok {
+			env = append(env, key+"="+v)
+		}
+	}
+	return env
+}
+
+func (d *Daemon) config() *config.Config { return d.loaded.Load() }
+
+// owner is the client of the configuration that a name belongs to, nil for a free name.
+func (d *Daemon) owner(name string) *client { return (*d.owners.Load())[name] }
+
+// Account implements broker.Gate.
+func (d *Daemon) Account(name string) *broker.Account {
+	if c := d.owner(name); c != nil {
+		return &c.account
+	}
+	return nil
+}
+
+// Began implements procman.Events: the run exists from before its fork, so that it is known when it connects.
+func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
+	c := d.client(name)
+	if c == nil {
+		return // removed from the configuration while it was about to start
+	}
+	s := &session{id: watchdog.ID{Name: name, Run: number}, client: c, tree: t, unfed: &d.unfed, targets: targets{}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.dog = d.watch.Dog(s.id, c.conf.WatchdogTimeout)
+	s.configure(d.watch, modeOf(c.conf.Watchdog), c.conf.WatchdogTimeout)
+	c.current = s
+}
+
+// Running implements procman.Events.
+func (d *Daemon) Running(name string, number uint64, pid int) {
+	if c := d.client(name); c != nil {
+		if s := c.run(); s != nil && s.id.Run == number {
+			s.pid.Store(int64(pid))
+		}
+	}
+}
+
+// Ended implements procman.Events.
+func (d *Daemon) Ended(name string, number uint64, _ procman.LastExit) {
+	c := d.client(name)
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	s := c.current
+	if s != nil && s.id.Run == number {
+		c.current = nil
+	}
+	c.mu.Unlock()
+	if s != nil && s.id.Run == number {
+		s.theDog().Retire()
+	}
+}
+
+func (d *Daemon) client(name string) *client {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.clients[name]
+}
+
+// settle lets feeds that have arrived be read before the judge speaks. Peers that have not said yet whose they are count
+// for everybody.
+func (d *Daemon) settle(suspects []watchdog.ID) {
+	trees := map[*proc.Tree]bool{}
+	for _, id := range suspects {
+		if c := d.client(id.Name); c != nil {
+			if s := c.run(); s != nil && s.id == id {
+				trees[s.tree] = true
+			}
+		}
+	}
+	d.bus.Settle(settleMax, func(who any) bool {
+		t := who.(*visitor).tree.Load()
+		return t == nil || trees[t]
+	})
+}
+
+// lapsed is the watchdog's verdict.
+func (d *Daemon) lapsed(l watchdog.Lapse) {
+	if l.Run&foreignBit != 0 {
+		d.lapsedForeign(l)
+		return
+	}
+	c := d.client(l.Name)
+	if c == nil {
+		return
+	}
+	s := c.run()
+	if s == nil || s.id != l.ID {
+		return // it has ended meanwhile
+	}
+	c.lapses.Add(1)
+	d.log.Warn("lapse", "client", l.Name, "run", l.Run, "pid", s.pid.Load(), "silence", round(l.Silence), "timeout", l.Timeout,
+		"next", "its whole tree is killed")
+	go d.procs.Expire(l.Name, l.Run, "no feed for "+round(l.Silence).String()) // its loop may be busy; the judge must not be
+}
+
+// signals turns SIGHUP into a reload, the first SIGINT or SIGTERM into the end, and the next one into a fast end.
+func (d *Daemon) signals(ctx context.Context, hurry func()) {
+	ch := make(chan os.Signal, 4)
+	signal.Notify(ch, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
+	defer signal.Stop(ch)
+	for ending := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case sig := <-ch:
+			switch {
+			case sig == unix.SIGHUP:
+				go d.reload(ctx, "SIGHUP") // the loop logs what came of it
+			case ending:
+				d.log.Warn("asked to end again", "by", sig.String(), "next", "clients are killed")
+				hurry()
+			default:
+				ending = true
+				d.log.Info("asked to end", "by", sig.String())
+				d.end()
+			}
+		}
+	}
+}
+
+// round shortens a duration for people.
+func round(v time.Duration) time.Duration {
+	switch {
+	case v > 10*time.Second:
+		return v.Round(100 * time.Millisecond)
+	case v > time.Second:
+		return v.Round(10 * time.Millisecond)
+	}
+	return v.Round(time.Millisecond)
+}

@@ -1,0 +1,177 @@
+// Identity is proved, not claimed. The broker asks here who a connection is and whether it may use a name; the kernel
+// answers: SO_PEERCRED and the process's start time for a Unix socket, the inode of the client's socket for TCP.
+//
+//	accept ─> Arrive: pid, start time, which run's tree is it in? (for TCP: asked when a name is claimed)
+//	cmd 0, 1, 2 ─> Claim: a client's name belongs to its current run's tree; a free name to whoever has it first
+//
+// What cannot be proved is refused and counted; the first refusal of a name says what is missing and how to mend it.
+package daemon
+
+import (
+	"fmt"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"sync/atomic"
+
+	"zhx/ipc/broker"
+	"zhx/ipc/wire"
+	"zhx/procman"
+	"zhx/procman/proc"
+)
+
+const refusalsMax = 256 // names whose first refusal was logged; beyond that refusals are only counted
+
+// visitor is one connection, as the kernel names it.
+type visitor struct {
+	// Immutable:
+	cred broker.Cred
+	id   proc.ID // zero: not known (TCP, or the process was gone when it was accepted)
+
+	tree atomic.Pointer[proc.Tree] // the run whose tree it is in, as soon as that is known
+}
+
+// Arrive implements broker.Gate.
+func (d *Daemon) Arrive(c broker.Cred) any {
+	v := &visitor{cred: c}
+	if c.PID > 0 {
+		if st, err := proc.ReadStat(c.PID); err == nil && (c.UID < 0 || st.UID == c.UID || c.UID == 0) {
+			v.id = st.ID
+			v.tree.Store(d.kernel.TreeOf(v.id))
+		}
+	}
+	return v
+}
+
+// Claim implements broker.Gate: it binds a name to what it means for this peer.
+func (d *Daemon) Claim(who any, name string, use broker.Use) (broker.Session, error) {
+	v := who.(*visitor)
+	if wire.Reserved(name) {
+		return nil, d.refuse(v, name, "the name is reserved", "use a name of your own")
+	}
+	c := d.owner(name)
+	if c == nil {
+		return &stranger{d: d, visitor: v, name: name, targets: targets{}}, nil
+	}
+	run := c.run()
+	if run == nil {
+		return d.claimIdle(v, c, name)
+	}
+	proof, missing := d.prove(v, run, use)
+	if proof == "" {
+		err := d.refuse(v, name, missing, "start it as client "+c.name+", or set identity = \"warn\" in [daemon]")
+		if d.enforcing() {
+			return nil, err
+		}
+		proof = "none (identity = warn)"
+	}
+	return &claim{session: run, proof: proof}, nil
+}
+
+// prove says how it is known that v is part of the run, or what is missing.
+func (d *Daemon) prove(v *visitor, run *session, use broker.Use) (proof, missing string) {
+	if t := v.tree.Load(); t != nil {
+		if t == run.tree {
+			return v.proof(), ""
+		}
+		return "", fmt.Sprintf("its process belongs to run %d of %s", t.Run, t.Name)
+	}
+	switch {
+	case v.cred.Transport == broker.TCP && v.cred.Inode != 0:
+		if run.tree.HoldsSocket(v.cred.Inode) {
+			v.tree.Store(run.tree)
+			return v.proof(), ""
+		}
+		missing = "no process of the current run holds that socket"
+	case v.cred.Transport == broker.TCP:
+		missing = "the kernel did not tell whose socket it is"
+	case v.id != proc.ID{}:
+		if t := d.kernel.TreeOf(v.id); t == run.tree { // it may have joined since
+			v.tree.Store(t)
+			return v.proof(), ""
+		}
+		missing = fmt.Sprintf("process %d is not in the tree of the current run", v.id.PID)
+	default:
+		missing = "the process was gone before it could be asked for"
+		// A short-lived sender of the client's own user is believed for a message, never for a feed or a name.
+		if use == broker.Send && v.cred.UID >= 0 && v.cred.UID == run.tree.UID {
+			return "user", ""
+		}
+	}
+	return "", missing
+}
+
+// claimIdle: a client that does not run now. Stopped by hand, its name belongs to processes of its user (gdb); else it
+// belongs to the run to come.
+func (d *Daemon) claimIdle(v *visitor, c *client, name string) (broker.Session, error) {
+	s := &stranger{d: d, visitor: v, name: name, account: &c.account, targets: targets{}}
+	missing := "client " + c.name + " does not run"
+	if d.stoppedByHand(c.name) {
+		if v.cred.UID == 0 || v.cred.UID >= 0 && v.cred.UID == c.uid() {
+			return s, nil
+		}
+		missing = "client " + c.name + " is stopped, and this is another user's process"
+	}
+	if err := d.refuse(v, name, missing, "zhxctl start "+c.name); d.enforcing() {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (d *Daemon) stoppedByHand(name string) bool {
+	return slices.ContainsFunc(d.procs.Status(), func(s procman.Status) bool { return s.Name == name && s.StoppedBy != "" })
+}
+
+// uid is the user that the client's processes run as, -1 if there is no such user.
+func (c *client) uid() int {
+	c.mu.Lock()
+	name := c.conf.User
+	c.mu.Unlock()
+	if name == "" {
+		return os.Getuid()
+	}
+	if u, err := user.Lookup(name); err == nil {
+		name = u.Uid
+	}
+	if uid, err := strconv.Atoi(name); err == nil {
+		return uid
+	}
+	return -1
+}
+
+// proof names what the peer is known by.
+func (v *visitor) proof() string {
+	switch {
+	case v.id != proc.ID{}:
+		return "process"
+	case v.cred.Inode != 0:
+		return "socket"
+	case v.cred.UID >= 0:
+		return "user"
+	}
+	return "none"
+}
+
+// refuse says what is missing, and logs it for a name's first time. The broker counts.
+func (d *Daemon) refuse(v *visitor, name, missing, mend string) error {
+	d.mu.Lock()
+	_, told := d.refusals[name]
+	if !told && len(d.refusals) < refusalsMax {
+		d.refusals[name] = struct{}{}
+	} else {
+		told = true
+	}
+	d.mu.Unlock()
+	if !told {
+		verdict := "refused"
+		if !d.enforcing() {
+			verdict = "would be refused"
+		}
+		d.log.Warn("name not proved", "name", name, "verdict", verdict, "missing", missing,
+			"transport", string(v.cred.Transport), "pid", v.cred.PID, "uid", v.cred.UID, "next", mend+"; further ones are only counted")
+	}
+	return fmt.Errorf("name %q not proved: %s", name, missing)
+}
+
+func (d *Daemon) enforcing() bool { return d.config().Daemon.Identity != "warn" }

@@ -1,0 +1,223 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	sdaemon "github.com/coreos/go-systemd/v22/daemon"
+)
+
+// keptEnv is where the stand-in for zhxd finds the test that plays with it.
+const keptEnv = "ZHX_TEST_KEPT"
+
+// TestKept is no test but the stand-in: it says its pid and which signals it gets, and does what it is told.
+func TestKept(t *testing.T) {
+	path := os.Getenv(keptEnv)
+	if path == "" {
+		return
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		os.Exit(99)
+	}
+	fmt.Fprintln(c, os.Getpid())
+	go func() {
+		for sig := range signals {
+			fmt.Fprintln(c, sig)
+		}
+	}()
+	for in := bufio.NewScanner(c); in.Scan(); {
+		var code int
+		switch n, _ := fmt.Sscanf(in.Text(), "exit %d", &code); {
+		case n == 1:
+			os.Exit(code)
+		case in.Text() == "ready":
+			sdaemon.SdNotify(false, "STATUS=well\nREADY=1")
+		}
+	}
+	os.Exit(98)
+}
+
+// kept is one stand-in under the keeper.
+type kept struct {
+	net.Conn
+	in  *bufio.Scanner
+	pid int
+}
+
+func (k *kept) line(t *testing.T) string {
+	t.Helper()
+	if !k.in.Scan() {
+		t.Fatal("the stand-in went silent:", k.in.Err())
+	}
+	return k.in.Text()
+}
+
+// stage runs Keep on stand-ins and hands each of them to the test.
+type stage struct {
+	t    *testing.T
+	ln   *net.UnixListener
+	code chan int
+	stop context.CancelFunc
+}
+
+func keepStandIns(t *testing.T) *stage {
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(keptEnv, path)
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // a program with the race detector lingers for a second
+	ctx, stop := context.WithCancel(t.Context())
+	s := &stage{t: t, ln: ln, code: make(chan int, 1), stop: stop}
+	argv := []string{os.Args[0], "-test.run=^TestKept$"}
+	go func() {
+		s.code <- Keep(ctx, argv, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		ln.Close()
+	}()
+	t.Cleanup(func() {
+		stop()
+		for c, err := ln.Accept(); err == nil; c, err = ln.Accept() {
+			c.Close()
+		}
+	})
+	return s
+}
+
+// next is the stand-in that was started last. It must be there within a second.
+func (s *stage) next() *kept {
+	s.t.Helper()
+	s.ln.SetDeadline(time.Now().Add(10 * time.Second))
+	c, err := s.ln.Accept()
+	if err != nil {
+		s.t.Fatal("no zhxd was started:", err)
+	}
+	k := &kept{Conn: c, in: bufio.NewScanner(c)}
+	s.t.Cleanup(func() { c.Close() })
+	fmt.Sscan(k.line(s.t), &k.pid)
+	return k
+}
+
+// ends checks that Keep returns want and starts nothing any more.
+func (s *stage) ends(want int) {
+	s.t.Helper()
+	if got := <-s.code; got != want {
+		s.t.Errorf("Keep returned %d, want %d", got, want)
+	}
+	if c, err := s.ln.Accept(); err == nil {
+		c.Close()
+		s.t.Error("another zhxd was started")
+	}
+}
+
+func TestKeepCodes(t *testing.T) {
+	for _, tt := range []struct {
+		purpose string
+		say     []string
+		code    int
+	}{
+		{"a clean end is the end", []string{"exit 0"}, 0},
+		{"so it is after READY", []string{"ready", "exit 0"}, 0},
+		{"invalid configuration at the first start is for who started it", []string{"exit 2"}, 2},
+		{"so is another instance", []string{"exit 1"}, 1},
+	} {
+		t.Run(tt.purpose, func(t *testing.T) {
+			s := keepStandIns(t)
+			fmt.Fprintln(s.next(), strings.Join(tt.say, "\n"))
+			s.ends(tt.code)
+		})
+	}
+}
+
+func TestKeepRestarts(t *testing.T) {
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "n"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notify.Close()
+	t.Setenv("NOTIFY_SOCKET", notify.LocalAddr().String())
+	s := keepStandIns(t)
+
+	first := s.next()
+	began := time.Now()
+	syscall.Kill(first.pid, syscall.SIGKILL) // also before READY: a crash is not an answer
+	second := s.next()
+	if took := time.Since(began); took > time.Second || second.pid == first.pid {
+		t.Errorf("pid %d after pid %d, %s later; want another within a second", second.pid, first.pid, took)
+	}
+
+	fmt.Fprintln(second, "ready\nexit 1") // READY is heard although it ends at once
+	third := s.next()
+	buf := make([]byte, 100)
+	if n, err := notify.Read(buf); err != nil || string(buf[:n]) != "STATUS=well\nREADY=1" {
+		t.Errorf("passed on %q, %v", buf[:n], err)
+	}
+
+	fmt.Fprintln(third, "exit 2") // no longer anybody's answer: the file may be mended while zhxd is away
+	fmt.Fprintln(s.next(), "exit 0")
+	s.ends(0)
+}
+
+func TestKeepPassesSignalsOn(t *testing.T) {
+	s := keepStandIns(t)
+	k := s.next()
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM} {
+		syscall.Kill(os.Getpid(), sig)
+		if got := k.line(t); got != sig.String() {
+			t.Errorf("sent %s, got %s", sig, got)
+		}
+	}
+	syscall.Kill(k.pid, syscall.SIGKILL) // after SIGTERM even a crash is the end
+	s.ends(1)
+}
+
+func TestKeepEndsWithContext(t *testing.T) {
+	s := keepStandIns(t)
+	k := s.next()
+	s.stop()
+	if got := k.line(t); got != syscall.SIGTERM.String() {
+		t.Errorf("got %s, want SIGTERM", got)
+	}
+	fmt.Fprintln(k, "exit 0")
+	s.ends(0)
+}
+
+func TestKeepWithoutProgram(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if got := Keep(t.Context(), []string{filepath.Join(t.TempDir(), "zhxd")}, log); got != 1 {
+		t.Errorf("Keep returned %d, want 1", got)
+	}
+}
+
+func TestKeeperDelay(t *testing.T) {
+	const ms, s = time.Millisecond, time.Second
+	for _, tt := range []struct {
+		purpose             string
+		before, lived, want time.Duration
+	}{
+		{"the first start again is immediate", -1, 0, 0},
+		{"the second in a row is not", 0, s, 100 * ms},
+		{"then it doubles", 200 * ms, s, 400 * ms},
+		{"to the maximum", 25 * s, s, 30 * s},
+		{"and stays", 30 * s, s, 30 * s},
+		{"a long life begins anew", 30 * s, 10 * s, 0},
+	} {
+		if got := keeperDelay(tt.before, tt.lived); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.purpose, got, tt.want)
+		}
+	}
+}

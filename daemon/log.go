@@ -1,0 +1,229 @@
+// The log of zhxd: lines for a person, written by one goroutine, so that a terminal that stands still or a full disk
+// never holds up a child's output, the broker or the watchdog. What does not fit into the queue is counted and told.
+//
+//	slog.Logger ─┐
+//	child lines ─┴─> Log.put (never waits) ─queue─> writer ─> stderr or zhxd.log (1 MiB, one older)
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	logQueue    = 2048                       // lines that wait for a slow reader of the log; above that they are dropped and counted
+	logLineMax  = 8 << 10                    // bytes of one line; the rest is cut and marked
+	logFileMax  = 1 << 20                    // bytes of zhxd.log; above that it becomes zhxd.log.1
+	logFlushMax = time.Second                // how long Close waits for a log that is not being read
+	stampLayout = "2006-01-02T15:04:05.000Z" // UTC, RFC 3339 with milliseconds
+)
+
+// Log writes lines such as
+//
+//	2026-11-22T17:20:31.402Z [client1] lapse (run=3 pid=5061 silence=9s) -> its whole tree is killed, then it restarts
+//	2026-11-22T17:20:31.404Z [client1] | what the client printed
+//
+// It is safe for any number of goroutines; none of its methods but Close waits for the writing.
+type Log struct {
+	// Immutable:
+	lines chan []byte
+	done  chan struct{}
+	w     io.Writer
+
+	mu     sync.RWMutex // guards closed against a send on the closed queue
+	closed bool
+
+	dropped atomic.Int64
+}
+
+// NewLog starts a log that writes to w.
+func NewLog(w io.Writer) *Log {
+	l := &Log{lines: make(chan []byte, logQueue), done: make(chan struct{}), w: w}
+	go l.write()
+	return l
+}
+
+// Dropped is the number of lines that were lost because nobody took the log's bytes.
+func (l *Log) Dropped() int64 { return l.dropped.Load() }
+
+// Logger is the log as a slog.Logger. The attribute client (or source) names whom
+// a line is about, next says what happens next.
+func (l *Log) Logger() *slog.Logger { return slog.New(&logHandler{log: l}) }
+
+// Output logs one line that a client printed.
+func (l *Log) Output(client string, line []byte) {
+	b := fmt.Appendf(nil, "%s [%s] | ", time.Now().UTC().Format(stampLayout), client)
+	l.put(append(b, printable(string(line))...))
+}
+
+// Close writes what is queued, for at most logFlushMax, and ends the log.
+func (l *Log) Close() {
+	l.mu.Lock()
+	if !l.closed {
+		l.closed = true
+		close(l.lines)
+	}
+	l.mu.Unlock()
+	select {
+	case <-l.done:
+	case <-time.After(logFlushMax):
+	}
+}
+
+func (l *Log) put(line []byte) {
+	if len(line) > logLineMax {
+		line = append(line[:logLineMax], " [cut]"...)
+	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.closed {
+		return
+	}
+	select {
+	case l.lines <- append(line, '\n'):
+	default:
+		l.dropped.Add(1)
+	}
+}
+
+func (l *Log) write() {
+	defer close(l.done)
+	var told int64
+	for line := range l.lines {
+		l.w.Write(line) // an error has nowhere to be told: the next line may fit again
+		if n := l.dropped.Load(); n != told {
+			fmt.Fprintf(l.w, "%s [zhxd] log lines dropped (count=%d) -> the log was read too slowly\n",
+				time.Now().UTC().Format(stampLayout), n-told)
+			told = n
+		}
+	}
+}
+
+// logHandler turns slog records into the log's lines.
+type logHandler struct {
+	log   *Log
+	attrs []slog.Attr
+}
+
+func (h *logHandler) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo
+}
+
+func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &logHandler{log: h.log, attrs: append(h.attrs[:len(h.attrs):len(h.attrs)], attrs...)}
+}
+
+func (h *logHandler) WithGroup(string) slog.Handler { return h } // groups are not used
+
+func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
+	subject, next := "zhxd", ""
+	var pairs []string
+	attr := func(a slog.Attr) bool {
+		switch v := a.Value.Resolve().String(); a.Key {
+		case "":
+		case "client":
+			subject = v
+		case "source": // of a message: who sent it is whom the line is about
+			if v != "" {
+				subject = v
+			}
+		case "next":
+			next = v
+		default:
+			if v == "" || strings.ContainsAny(v, " \t\n\"=()") {
+				v = strconv.Quote(v)
+			}
+			pairs = append(pairs, a.Key+"="+v)
+		}
+		return true
+	}
+	for _, a := range h.attrs {
+		attr(a)
+	}
+	r.Attrs(attr)
+
+	b := fmt.Appendf(nil, "%s [%s] ", r.Time.UTC().Format(stampLayout), printable(subject))
+	if r.Level >= slog.LevelWarn {
+		b = append(b, strings.ToLower(r.Level.String())+": "...)
+	}
+	b = append(b, r.Message...)
+	if len(pairs) > 0 {
+		b = append(b, " ("+strings.Join(pairs, " ")+")"...)
+	}
+	if next != "" {
+		b = append(b, " -> "+printable(next)...)
+	}
+	h.log.put(b)
+	return nil
+}
+
+// printable shows control characters escaped, so that a child cannot steer the terminal of who reads the log.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\ufffd' }) {
+		return s
+	}
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case r == '\t':
+			b.WriteRune(r)
+		case r == '\ufffd' && !strings.HasPrefix(s[i:], "\ufffd"):
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0:
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// logFile is zhxd.log: it grows to logFileMax, then it becomes NAME.1 and a new one begins.
+// Owned by the log's writer.
+type logFile struct {
+	path string
+	f    *os.File
+	size int64
+}
+
+func openLogFile(path string) (*logFile, error) {
+	l := &logFile{path: path}
+	return l, l.open()
+}
+
+func (l *logFile) open() error {
+	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	l.f, l.size = f, 0
+	debug.SetCrashOutput(f, debug.CrashOptions{}) // under the keeper nobody reads stderr
+	if fi, err := f.Stat(); err == nil {
+		l.size = fi.Size()
+	}
+	return nil
+}
+
+func (l *logFile) Write(p []byte) (int, error) {
+	if l.size+int64(len(p)) > logFileMax {
+		// A rotation that fails keeps the old file: a log too long is better than none.
+		if os.Rename(l.path, l.path+".1") == nil {
+			old := l.f
+			if l.open() == nil {
+				old.Close()
+			}
+		}
+	}
+	n, err := l.f.Write(p)
+	l.size += int64(n)
+	return n, err
+}

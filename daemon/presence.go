@@ -1,0 +1,98 @@
+// The prototype's clients look for their server with `ps -a | grep zhx_server` and end when they do not find it. procps
+// lists with -a only processes that have a terminal and do not lead a session. So zhxd keeps two tiny sleeping processes
+// on a pseudo-terminal of its own, however it was started itself:
+//
+//	zhxd (holds the master) ── leader: has the session and its terminal, shows nothing
+//	                              └─ zhx_server: what ps -a lists
+//
+// When zhxd dies, the kernel closes the master and hangs both up (SIGHUP): the name is gone from `ps -a` with the server.
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"zhx/procman/proc"
+)
+
+// PresenceName is the process name that the prototype's clients look for.
+const PresenceName = "zhx_server"
+
+const presenceLeader = "zhx_presence"
+
+const presenceDelay = time.Second // between two tries to bring it up: it is of no use to be hot here
+
+// Presence plays one of the two sleepers if the program was started as one (argv[0] says so) and then never returns but
+// with an exit code. main calls it first.
+func Presence() (code int, played bool) {
+	switch os.Args[0] {
+	case presenceLeader:
+		c := exec.Command("/proc/self/exe")
+		c.Args = []string{PresenceName}
+		c.Stdin = os.Stdin
+		if err := c.Run(); err != nil {
+			return 1, true
+		}
+		return 0, true
+	case PresenceName:
+		// ps shows the name of the thread group's leader, which this file is, whichever thread writes it.
+		if err := os.WriteFile("/proc/self/comm", []byte(PresenceName), 0); err != nil {
+			return 1, true
+		}
+		for {
+			unix.Pause() // until the terminal hangs up
+		}
+	}
+	return 0, false
+}
+
+// keepPresence keeps the two sleepers alive until ctx ends, then ends them.
+func keepPresence(ctx context.Context, k *proc.Kernel, log *slog.Logger) {
+	for ctx.Err() == nil {
+		if err := presence(ctx, k); err != nil {
+			log.Warn("prototype presence failed", "err", err, "next", "tried again in "+presenceDelay.String())
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(presenceDelay):
+		}
+	}
+}
+
+// presence runs the sleepers once, and returns when they are gone.
+func presence(ctx context.Context, k *proc.Kernel) error {
+	master, slave, err := proc.OpenPTY()
+	if err != nil {
+		return err
+	}
+	defer master.Close()
+	defer slave.Close()
+
+	tree := k.NewTree(presenceLeader, 0, rand.Text(), os.Getuid())
+	defer tree.Close()
+	child, err := k.Start(proc.Command{
+		Path: "/proc/self/exe", Argv: []string{presenceLeader}, Dir: "/", TTY: slave, Tree: tree,
+	})
+	if err != nil {
+		return fmt.Errorf("start %s: %w", PresenceName, err)
+	}
+	slave.Close() // the sleepers hold it
+	select {
+	case <-ctx.Done():
+	case <-child.Exited():
+	}
+	tree.Kill()
+	err = tree.WaitEmpty(context.WithoutCancel(ctx))
+	child.Reap()
+	if ctx.Err() == nil && err == nil {
+		err = fmt.Errorf("%s ended", PresenceName)
+	}
+	return err
+}

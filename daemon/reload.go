@@ -1,0 +1,226 @@
+// From clients.toml to what runs. One goroutine, loop, owns what is loaded. The whole file is valid or nothing of it is
+// used; a valid one is applied as a difference.
+//
+//	file watcher ─> edited ─┐
+//	SIGHUP, zhxctl reload ──┴─> loop ─> load ─> plan ─> clients of session.go, then procman
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"zhx/daemon/config"
+	"zhx/procman"
+)
+
+// removalSettle is how long a file must have stood still before an edit that removes a client is applied by itself: an
+// editor, or a script that writes piece by piece, must not stop a client by a half-written file that happens to be valid.
+const removalSettle = 2 * time.Second
+
+// diskState is what status says of the file against what is loaded.
+type diskState struct {
+	word string // ok | changed | invalid
+	err  string
+}
+
+type reloadRequest struct {
+	by    string
+	reply chan reloadReply // buffered
+}
+
+type reloadReply struct {
+	plan procman.Plan
+	conf *config.Config
+	err  error
+}
+
+// load reads the configuration as the command line says.
+func load(o Options) (*config.Config, error) {
+	conf, err := config.Load(o.Config, config.Options{RunDir: o.RunDir})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	return conf, nil
+}
+
+// reload re-reads the file now, whatever the watcher may be about to say, and returns when it is applied.
+func (d *Daemon) reload(ctx context.Context, by string) reloadReply {
+	req := reloadRequest{by: by, reply: make(chan reloadReply, 1)}
+	select {
+	case d.reloads <- req:
+		return <-req.reply
+	case <-ctx.Done():
+		return reloadReply{err: errors.New("zhxd is ending")}
+	}
+}
+
+// loop applies edits and reload requests until ctx ends.
+func (d *Daemon) loop(ctx context.Context) {
+	loaded := d.config()
+	go func() {
+		err := loaded.Watch(ctx, func() {
+			select {
+			case d.edited <- struct{}{}:
+			default: // the loop has not looked yet
+			}
+		})
+		if err != nil && ctx.Err() == nil {
+			d.log.Warn("configuration is not watched", "err", err, "next", "zhxctl reload after an edit")
+		}
+	}()
+	still := time.NewTimer(0)
+	still.Stop()
+	var waited fileSum // what must stand still before it is used
+	edit := func() {
+		still.Stop()
+		if waited = d.edit(waited); waited != (fileSum{}) {
+			still.Reset(removalSettle)
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case req := <-d.reloads:
+			still.Stop()
+			req.reply <- d.reread(req.by)
+		case <-d.edited:
+			waited = fileSum{}
+			edit()
+		case <-still.C:
+			edit()
+		}
+	}
+}
+
+type fileSum = [sha256.Size]byte
+
+// edit looks at a changed file and applies it, if that may be done at once or it is what was waited for. Otherwise it
+// returns what has to stand still.
+func (d *Daemon) edit(waited fileSum) (wait fileSum) {
+	conf, err := load(d.opts)
+	switch {
+	case err != nil:
+		d.invalid("edit", err)
+	case d.config().Daemon.Reload == "manual":
+		d.onDisk.Store(&diskState{word: "changed"})
+		d.log.Info("configuration changed", "by", "edit", "next", "zhxctl reload")
+	case d.removes(conf) && conf.Sum != waited:
+		d.onDisk.Store(&diskState{word: "changed"})
+		return conf.Sum
+	default:
+		d.use(conf, "edit")
+	}
+	return fileSum{}
+}
+
+func (d *Daemon) removes(conf *config.Config) bool {
+	return slices.ContainsFunc(d.config().Clients, func(old config.Client) bool {
+		return !slices.ContainsFunc(conf.Clients, func(c config.Client) bool { return c.Name == old.Name })
+	})
+}
+
+func (d *Daemon) reread(by string) reloadReply {
+	conf, err := load(d.opts)
+	if err != nil {
+		d.invalid(by, err)
+		return reloadReply{err: err}
+	}
+	return reloadReply{plan: d.use(conf, by), conf: conf}
+}
+
+func (d *Daemon) invalid(by string, err error) {
+	d.onDisk.Store(&diskState{word: "invalid", err: strings.TrimPrefix(err.Error(), ErrConfig.Error()+": ")})
+	d.log.Error("configuration invalid", "by", by, "err", err, "next", "nothing changes; mend it, zhxctl check "+d.opts.Config)
+}
+
+// use applies a valid configuration and says what that did.
+func (d *Daemon) use(conf *config.Config, by string) procman.Plan {
+	if keys := config.DaemonChanges(d.config(), conf); len(keys) > 0 {
+		d.log.Warn("configuration needs a restart of zhxd", "keys", strings.Join(keys, ", "), "next", "they stay as they are until then")
+	}
+	plan := d.apply(conf)
+	d.onDisk.Store(&diskState{word: "ok"})
+	kept := 0
+	for _, row := range plan {
+		if row.Action == procman.ActKeep {
+			kept++
+			continue
+		}
+		d.log.Info("configuration applied", "client", row.Name, "action", string(row.Action), "changed", strings.Join(row.Why, ", "))
+	}
+	d.log.Info("configuration read", "by", by, "clients", len(conf.Clients), "untouched", kept)
+	return plan
+}
+
+// apply makes conf what is loaded: names and watchdogs first, so that a new run is known when it connects, then processes.
+func (d *Daemon) apply(conf *config.Config) procman.Plan {
+	old := d.config()
+	next := *conf
+	next.Daemon = old.Daemon // in force until zhxd is restarted
+	next.Daemon.Identity, next.Daemon.Reload = conf.Daemon.Identity, conf.Daemon.Reload
+	d.loaded.Store(&next)
+
+	owners := map[string]*client{}
+	specs := make([]procman.Spec, 0, len(conf.Clients))
+	d.mu.Lock()
+	for _, cc := range conf.Clients {
+		c := d.clients[cc.Name]
+		if c == nil {
+			c = &client{name: cc.Name}
+			d.clients[cc.Name] = c
+		}
+		c.mu.Lock()
+		c.conf = cc
+		if c.current != nil {
+			c.current.configure(d.watch, modeOf(cc.Watchdog), cc.WatchdogTimeout)
+		}
+		c.mu.Unlock()
+		for _, name := range append([]string{cc.Name}, cc.Names...) {
+			owners[name] = c
+		}
+		specs = append(specs, cc.Spec)
+	}
+	for name, c := range d.clients {
+		if owners[name] != c && c.run() == nil {
+			delete(d.clients, name)
+		}
+	}
+	d.mu.Unlock()
+	d.owners.Store(&owners)
+	for name := range owners {
+		d.forget(name, nil)
+	}
+	return planWith(d.procs.Apply(specs), old.Clients, conf.Clients)
+}
+
+// planWith adds to procman's plan the keys that procman does not know: they apply live.
+func planWith(plan procman.Plan, old, new []config.Client) procman.Plan {
+	for i, row := range plan {
+		a := slices.IndexFunc(old, func(c config.Client) bool { return c.Name == row.Name })
+		b := slices.IndexFunc(new, func(c config.Client) bool { return c.Name == row.Name })
+		if a < 0 || b < 0 {
+			continue
+		}
+		var why []string
+		if !slices.Equal(old[a].Names, new[b].Names) {
+			why = append(why, "names")
+		}
+		if old[a].Watchdog != new[b].Watchdog {
+			why = append(why, "watchdog")
+		}
+		if old[a].WatchdogTimeout != new[b].WatchdogTimeout && !slices.Contains(row.Why, "watchdog_timeout") {
+			why = append(why, "watchdog_timeout")
+		}
+		if len(why) > 0 && row.Action == procman.ActKeep {
+			plan[i].Action = procman.ActLive
+		}
+		plan[i].Why = append(plan[i].Why, why...)
+	}
+	return plan
+}

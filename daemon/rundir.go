@@ -1,0 +1,129 @@
+// What zhxd has in the file system: the run directory, its lock (one zhxd a run directory), and the sockets. Only the
+// holder of the lock removes or replaces anything, and only what is a socket.
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	dirMode        = 0o755
+	stateMode      = 0o700
+	socketPathMax  = 107 // bytes, unix(7): sun_path less its NUL
+	staleProbeTime = time.Second
+)
+
+// ErrRunning: another zhxd holds the run directory.
+var ErrRunning = errors.New("zhxd already runs")
+
+// rundir is a run directory that this process holds.
+type rundir struct {
+	path, state string
+	lock        *os.File
+}
+
+// holdRundir makes the run directory and takes its lock. ErrRunning names the pid of the zhxd that has it.
+func holdRundir(path string) (*rundir, error) {
+	r := &rundir{path: path, state: filepath.Join(path, "state")}
+	for dir, mode := range map[string]fs.FileMode{r.path: dirMode, r.state: stateMode} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return nil, fmt.Errorf("make run_dir: %w", err)
+		}
+		if err := os.Chmod(dir, mode); err != nil { // modes do not depend on umask
+			return nil, fmt.Errorf("make run_dir: %w", err)
+		}
+	}
+	lock := filepath.Join(r.state, "lock")
+	f, err := os.OpenFile(lock, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			pid, _ := os.ReadFile(lock)
+			return nil, fmt.Errorf("%w: pid %s holds %s", ErrRunning, strings.TrimSpace(string(pid)), path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", lock, err)
+	}
+	if err := f.Truncate(0); err == nil {
+		fmt.Fprintf(f, "%d\n", os.Getpid())
+	}
+	r.lock = f
+	return r, nil
+}
+
+// release gives the run directory up; the lock file stays, so that no two holders can have different files.
+func (r *rundir) release() { r.lock.Close() }
+
+// listenUnix makes a listening socket with exactly that mode and group. A socket that nobody listens on is replaced; one
+// that answers belongs to somebody else; what is no socket is left alone.
+func listenUnix(path, key string, mode fs.FileMode, group string) (*net.UnixListener, error) {
+	if len(path) > socketPathMax {
+		return nil, fmt.Errorf("[daemon] %s: %q is %d bytes long, a socket's path has at most %d", key, path, len(path), socketPathMax)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
+		return nil, fmt.Errorf("[daemon] %s: %w", key, err)
+	}
+	switch fi, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("[daemon] %s: %w", key, err)
+	case fi.Mode()&fs.ModeSocket == 0:
+		return nil, fmt.Errorf("[daemon] %s: %s exists and is no socket: remove it", key, path)
+	default:
+		if c, err := net.DialTimeout("unix", path, staleProbeTime); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("[daemon] %s: another program listens on %s", key, path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("[daemon] %s: %w", key, err)
+		}
+	}
+	// Born without any permission, then given its group and mode: nobody can connect in between. The umask is the whole
+	// process's: sockets are made before anything else runs.
+	umask := unix.Umask(0o777)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(umask)
+	if err != nil {
+		return nil, fmt.Errorf("[daemon] %s: %w", key, err)
+	}
+	gid, err := lookupGroup(group)
+	if err == nil {
+		err = os.Chown(path, -1, gid)
+	}
+	if err == nil {
+		err = os.Chmod(path, mode)
+	}
+	if err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("[daemon] %s: %w", key, err)
+	}
+	return ln, nil
+}
+
+// lookupGroup resolves a group by name or number; "" is -1: leave as it is.
+func lookupGroup(name string) (int, error) {
+	if name == "" {
+		return -1, nil
+	}
+	if gid, err := strconv.Atoi(name); err == nil {
+		return gid, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return -1, err
+	}
+	return strconv.Atoi(g.Gid)
+}

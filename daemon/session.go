@@ -1,0 +1,141 @@
+// Who is behind a client's name: the clients of the configuration, each with its current run. The broker speaks to a run
+// through its session; each run has a dog of its own, so an old run's late word can never touch the new one. (Names that
+// no client has: foreign.go.)
+package daemon
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"zhx/daemon/config"
+	"zhx/ipc/broker"
+	"zhx/procman/proc"
+	"zhx/watchdog"
+)
+
+const (
+	targetsMax = 256  // receivers remembered as "already logged as forwarded" of a run or a stranger; beyond, nothing more is logged
+	foreignMax = 1024 // foreign names with a dog at a time; beyond that arming is refused and counted
+)
+
+// client is one [client.NAME] of the configuration, over all its runs.
+type client struct {
+	name    string
+	account broker.Account
+	lapses  atomic.Int64
+
+	mu      sync.Mutex // guards what follows
+	conf    config.Client
+	current *session // the run that lives now, nil between two runs
+}
+
+func (c *client) run() *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current
+}
+
+// session is one run of a client.
+type session struct {
+	// Immutable:
+	id     watchdog.ID
+	client *client
+	tree   *proc.Tree
+	unfed  *atomic.Int64 // counts feeds of a dog that is not armed
+
+	mode atomic.Int32 // of the watchdog: modeAuto …
+	pid  atomic.Int64 // of the leader, 0 before the fork
+
+	mu      sync.Mutex // guards what follows
+	dog     *watchdog.Dog
+	targets targets
+}
+
+// targets remembers to whom a message was logged as forwarded.
+type targets map[string]struct{}
+
+// first reports whether target is new.
+func (t targets) first(target string) bool {
+	if _, known := t[target]; known || len(t) >= targetsMax {
+		return false
+	}
+	t[target] = struct{}{}
+	return true
+}
+
+// How a client's watchdog is armed (key watchdog).
+const (
+	modeAuto int32 = iota
+	modeRequired
+	modeOff
+)
+
+func modeOf(word string) int32 {
+	switch word {
+	case "required":
+		return modeRequired
+	case "off":
+		return modeOff
+	}
+	return modeAuto
+}
+
+func (s *session) theDog() *watchdog.Dog {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dog
+}
+
+// configure applies what can change while the run lives: the watchdog's mode and timeout.
+func (s *session) configure(w *watchdog.Watch, mode int32, timeout time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch old := s.mode.Swap(mode); {
+	case mode == modeOff && old != modeOff:
+		s.dog.Retire()
+	case mode != modeOff && old == modeOff:
+		s.dog = w.Dog(s.id, timeout)
+	default:
+		s.dog.SetTimeout(timeout)
+	}
+	if mode == modeRequired && !s.dog.Status().Armed {
+		s.dog.Arm()
+	}
+}
+
+// claim is a session as one peer proved it; it is what the broker keeps. It implements broker.Session.
+type claim struct {
+	*session
+	proof string
+	held  *watchdog.Dog // between Hold and Release, which only the peer's reader calls
+}
+
+func (c *claim) Managed() bool            { return true }
+func (c *claim) Account() *broker.Account { return &c.client.account }
+func (c *claim) Proof() string            { return c.proof }
+
+func (c *claim) Feed() {
+	if !c.theDog().Feed() {
+		c.unfed.Add(1)
+	}
+}
+
+func (c *claim) Arm() {
+	if c.mode.Load() != modeOff {
+		c.theDog().Arm()
+	}
+}
+
+func (c *claim) Hold() {
+	c.held = c.theDog()
+	c.held.Hold()
+}
+
+func (c *claim) Release() { c.held.Release() }
+
+func (c *claim) First(target string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.targets.first(target)
+}
