@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"zhx/daemon/control"
+)
+
+func (a *app) startCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "start [NAME…]",
+		Short: "start clients; without names: start zhxd, in the background and under its keeper",
+		Long: `Start clients. A client that was stopped by hand, or had given up, is an ordinary one again.
+
+Without names, start zhxd in the background, under a keeper that starts it again should it die, and return when its sockets
+listen and its clients were started. Where systemd has a zhx.service enabled, and neither --config nor --control says that
+another zhxd is meant, that service is started instead.`,
+		ValidArgsFunction: a.complete,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if len(names) == 0 {
+				return a.startDaemon(cmd.Context())
+			}
+			return a.act(cmd.Context(), (*control.Client).Start, control.Which{Names: names})
+		},
+	}
+}
+
+func (a *app) stopCmd() *cobra.Command {
+	return a.actCmd("stop", "stop clients, until they are started by hand", (*control.Client).Stop)
+}
+
+func (a *app) restartCmd() *cobra.Command {
+	return a.actCmd("restart", "stop clients and start them again", (*control.Client).Restart)
+}
+
+type verb func(*control.Client, context.Context, control.Which) (control.Outcomes, error)
+
+func (a *app) actCmd(name, short string, do verb) *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:               name + " NAME…|--all",
+		Short:             short,
+		ValidArgsFunction: a.complete,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if all == (len(names) > 0) {
+				hint := fmt.Sprintf("zhxctl %s NAME…  or  zhxctl %[1]s --all  (zhxd itself: zhxctl shutdown)", name)
+				return control.Errorf(control.CodeUsage, hint, "%s: which clients? give either names or --all", name)
+			}
+			return a.act(cmd.Context(), do, control.Which{Names: names, All: all})
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "all clients")
+	return cmd
+}
+
+// act does a verb and tells its outcomes. The exit code is that of the first client with which it failed.
+func (a *app) act(ctx context.Context, do verb, w control.Which) error {
+	zhxd, ctx, cancel, err := a.daemon(ctx, actLimit)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	out, err := do(zhxd, ctx, w)
+	if err != nil {
+		return err
+	}
+	code := 0
+	for _, c := range out.Clients {
+		switch {
+		case c.Error != nil:
+			a.tell(c.Error)
+			if code == 0 {
+				code = c.Error.Code
+			}
+		case c.PID != nil:
+			fmt.Fprintf(a.out, "%s: %s, pid %d\n", c.Name, c.Text, *c.PID)
+		default:
+			fmt.Fprintf(a.out, "%s: %s\n", c.Name, c.Text)
+		}
+	}
+	if code != 0 {
+		return exit(code)
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+// Command zhxctl asks zhxd, the daemon of zhx: what runs, what it said, start, stop, read the configuration again.
+//
+// It finds zhxd's control socket by --control, else $ZHX_CONTROL, else [daemon] control of --config's FILE, else where zhxd puts
+// it by default. What is asked for goes to standard output; everything else goes to standard error: one line that begins with
+// "zhxctl: " and, where there is something to do about it, one that begins with "  -> ".
+//
+// Exit: 0 done · 1 failed · 2 wrong usage or an invalid configuration · 3 not running · 4 no such client · 5 timed out ·
+// 6 not permitted · 7 no daemon answers.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"zhx/daemon/control"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// How long zhxctl waits, if --timeout does not say it. Then it is exit 5, and what was begun goes on.
+const (
+	readLimit  = 10 * time.Second
+	startLimit = 30 * time.Second // for zhxd to be ready
+	actLimit   = 2 * time.Minute  // for clients to stop and start
+)
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	cancel()
+	os.Exit(code)
+}
+
+// app is one invocation.
+type app struct {
+	out, err io.Writer
+	// Set by flags:
+	control, config string
+	timeout         time.Duration
+	json, raw       bool
+}
+
+// exit is an error that has been told already.
+type exit int
+
+func (e exit) Error() string { return fmt.Sprintf("exit %d", int(e)) }
+
+func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	a := &app{out: out, err: errOut}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	begun := false // else an error is about the command line
+	root.PersistentPreRun = func(*cobra.Command, []string) { begun = true }
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	if code, ok := errors.AsType[exit](err); ok {
+		return int(code)
+	}
+	e, ok := errors.AsType[*control.Error](err)
+	switch {
+	case ok:
+	case begun:
+		e = control.Errorf(control.CodeFailed, "", "%w", err)
+	default:
+		e = usage(cmd, err)
+	}
+	a.tell(e)
+	return e.Code
+}
+
+// usage makes one line and a hint of what cobra says about the command line.
+func usage(cmd *cobra.Command, err error) *control.Error {
+	text, rest, _ := strings.Cut(err.Error(), "\n")
+	hint := cmd.CommandPath() + " --help"
+	if words := strings.Fields(rest); len(words) > 4 && words[0] == "Did" { // Did you mean this? WORD…
+		hint = "zhxctl " + words[4]
+	}
+	return &control.Error{Text: text, Code: control.CodeUsage, Hint: hint}
+}
+
+// tell writes an error for a person.
+func (a *app) tell(e *control.Error) {
+	for _, p := range e.Problems {
+		fmt.Fprintln(a.err, a.clean(a.err, problem(p)))
+	}
+	fmt.Fprintf(a.err, "zhxctl: %s\n", a.clean(a.err, e.Text))
+	if e.Hint != "" {
+		fmt.Fprintf(a.err, "  -> %s\n", a.clean(a.err, e.Hint))
+	}
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "zhxctl",
+		Short: "ask zhxd what runs, start and stop it, read its configuration again",
+		Example: `  zhxctl start                 # zhxd and all its clients
+  zhxctl status
+  zhxctl logs -f camera
+  zhxctl restart camera
+  zhxctl check && zhxctl reload`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.control, "control", "", "zhxd's control socket, a `PATH`")
+	flags.StringVar(&a.config, "config", "", "the configuration `FILE` (default "+defaultConfig+")")
+	flags.DurationVar(&a.timeout, "timeout", 0, "how long to wait (default 10s to read, 30s for zhxd to start, 2m to stop)")
+	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.statusCmd(), a.logsCmd(), a.sendCmd(),
+		a.reloadCmd(), a.checkCmd(), a.versionCmd())
+	return root
+}
+
+// asJSON gives a verb the flag --json.
+func (a *app) asJSON(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON, whose fields are only ever added to")
+	return cmd
+}
+
+// daemon is the zhxd that is to be asked, and how long to wait for it.
+func (a *app) daemon(ctx context.Context, limit time.Duration) (*control.Client, context.Context, context.CancelFunc, error) {
+	path, err := a.socket()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if a.timeout > 0 {
+		limit = a.timeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	return control.Dial(path), ctx, cancel, nil
+}
+
+// complete offers the names of clients to the shell.
+func (a *app) complete(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	zhxd, ctx, cancel, err := a.daemon(cmd.Context(), time.Second)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer cancel()
+	st, _ := zhxd.Status(ctx)
+	var names []string
+	for _, c := range st.Clients {
+		names = append(names, c.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,385 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"zhx/daemon/config"
+	"zhx/daemon/control"
+)
+
+// TestMain lets the test binary be zhxctl in the scripts, and a stand-in for zhxd where standInEnv says how it behaves.
+func TestMain(m *testing.M) {
+	if how := os.Getenv(standInEnv); how != "" && filepath.Base(os.Args[0]) == "zhxd" {
+		standIn(how)
+	}
+	testscript.Main(m, map[string]func(){"zhxctl": main})
+}
+
+const standInEnv = "ZHX_TEST_ZHXD"
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("ZHX_CONTROL", "")
+			env.Setenv("XDG_RUNTIME_DIR", env.WorkDir)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // a program with the race detector lingers for a second
+			return os.Chmod(env.WorkDir, 0o755)       // zhx refuses, as root, what others can write
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": code},
+	})
+}
+
+// code CODE PROGRAM ARGS… runs a program and demands its exit code.
+func code(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: code CODE PROGRAM [ARG…]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := err.(interface{ ExitCode() int }); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if strconv.Itoa(got) != args[0] {
+		ts.Fatalf("exit code %d, want %s", got, args[0])
+	}
+}
+
+// standIn is `zhxd --keeper --config FILE --log LOG`, as far as zhxctl can see it.
+func standIn(how string) {
+	arg := func(name string) string {
+		for i, a := range os.Args[:len(os.Args)-1] {
+			if a == name {
+				return os.Args[i+1]
+			}
+		}
+		fmt.Fprintln(os.Stderr, "stand-in: no", name, "in", os.Args)
+		os.Exit(99)
+		return ""
+	}
+	conf, err := config.Load(arg("--config"), config.Options{})
+	if err != nil || os.Args[1] != "--keeper" {
+		os.Exit(98)
+	}
+	switch how {
+	case "speechless":
+		fmt.Fprintln(os.Stderr, "cannot make run_dir")
+		os.Exit(1)
+	case "other":
+		os.Mkdir(conf.Daemon.RunDir, 0o755)
+		os.WriteFile(arg("--log"), []byte("zhxd runs already\n"), 0o644)
+		os.Exit(1)
+	case "silent":
+		select {}
+	}
+	os.Mkdir(conf.Daemon.RunDir, 0o755)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: conf.Daemon.Control, Net: "unix"})
+	if err != nil {
+		os.Exit(97)
+	}
+	b := &canned{shut: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { <-b.shut; cancel() }()
+	go func() {
+		c, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+		if err == nil {
+			fmt.Fprint(c, "STATUS=up\nREADY=1\n")
+		}
+	}()
+	(&control.Server{Backend: b, Access: control.Access{UID: os.Getuid(), GID: -1}, Version: "9", Log: quiet}).Serve(ctx, ln)
+	os.Exit(0)
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// canned is a zhxd that answers what its fields say.
+type canned struct {
+	status control.Status
+	lines  []control.LogLine
+	plan   []control.PlanRow
+	err    error
+	sent   control.SendRequest
+	asked  control.LogQuery
+	shut   chan struct{}
+}
+
+func (c *canned) Status(context.Context) control.Status { return c.status }
+func (c *canned) Logs(_ context.Context, q control.LogQuery) (<-chan control.LogLine, error) {
+	c.asked = q
+	lines := make(chan control.LogLine, len(c.lines))
+	for _, l := range c.lines {
+		lines <- l
+	}
+	close(lines)
+	return lines, c.err
+}
+
+// Start starts "gps", and fails with every other client.
+func (c *canned) Start(_ context.Context, _ control.Caller, w control.Which) (out []control.Outcome, err error) {
+	for _, name := range w.Names {
+		o := control.Outcome{Name: name, Text: "started", PID: new(412)}
+		if name != "gps" {
+			o = control.Outcome{Name: name, Error: control.Errorf(control.CodeTimeout, "zhxctl logs "+name, "%s: is not up yet", name)}
+		}
+		out = append(out, o)
+	}
+	return out, c.err
+}
+func (c *canned) Stop(_ context.Context, _ control.Caller, w control.Which) ([]control.Outcome, error) {
+	return []control.Outcome{{Name: fmt.Sprint(w), Text: "stopped"}}, c.err
+}
+func (c *canned) Restart(ctx context.Context, by control.Caller, w control.Which) ([]control.Outcome, error) {
+	return c.Start(ctx, by, w)
+}
+func (c *canned) Reload(context.Context, control.Caller) (control.ReloadResult, error) {
+	return control.ReloadResult{Plan: c.plan}, c.err
+}
+func (c *canned) Send(_ context.Context, _ control.Caller, m control.SendRequest) error {
+	c.sent = m
+	return c.err
+}
+func (c *canned) Shutdown(control.Caller, bool) error { close(c.shut); return c.err }
+
+// ask runs zhxctl against b, or against nothing, and returns its exit code and what it wrote.
+func ask(t *testing.T, b *canned, args ...string) (code int, out, errOut string) {
+	t.Helper()
+	if b != nil {
+		path := filepath.Join(t.TempDir(), "c.sock")
+		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		s := &control.Server{Backend: b, Access: control.Access{UID: os.Getuid(), GID: -1}, Version: "9", Log: quiet}
+		go func() { done <- s.Serve(ctx, ln) }()
+		defer func() { cancel(); <-done }()
+		args = append([]string{"--control", path}, args...)
+	}
+	var o, e bytes.Buffer
+	code = run(t.Context(), args, &o, &e)
+	return code, o.String(), e.String()
+}
+
+func TestVerbs(t *testing.T) {
+	line := control.LogLine{Client: "gps", At: control.Stamp{Time: time.UnixMilli(1700000000123)}, Text: "fix \x1b[1m"}
+	for _, tt := range []struct {
+		purpose  string
+		b        canned
+		args     string
+		code     int
+		out, err string
+	}{
+		{"start says the pid", canned{}, "start gps", 0, "gps: started, pid 412\n", ""},
+		{"one of two fails: its code, its hint", canned{}, "start gps ui", 5, "gps: started, pid 412\n",
+			"zhxctl: ui: is not up yet\n  -> zhxctl logs ui\n"},
+		{"stop --all", canned{}, "stop --all", 0, "{[] true}: stopped\n", ""},
+		{"a refusal", canned{err: control.Errorf(control.CodeUnknown, "zhxctl status", "no such client: %q", "x")}, "stop x", 4, "",
+			"zhxctl: no such client: \"x\"\n  -> zhxctl status\n"},
+		{"a failure without a hint", canned{err: io.ErrClosedPipe}, "restart gps", 1, "", "zhxctl: io: read/write on closed pipe\n"},
+		{"a plan", canned{plan: plan("gps keep", "modem restart command", "lidar start", "ui stop")},
+			"reload", 0, "~  modem  restart  command\n+  lidar  start\n-  ui     stop\n1 unchanged\n", ""},
+		{"an invalid configuration", canned{err: &control.Error{Text: "invalid configuration", Code: control.CodeUsage,
+			Problems: []control.Problem{{File: "f", Line: 3, Text: "bad"}}}}, "reload", 2, "", "f:3: error: bad\nzhxctl: invalid configuration\n"},
+		{"logs of one client are its bytes, where this is no terminal", canned{lines: []control.LogLine{line}}, "logs gps", 0, "fix \x1b[1m\n", ""},
+		{"logs of all say whose they are, and when", canned{lines: []control.LogLine{line}}, "logs -t", 0,
+			"2023-11-14T22:13:20.123Z gps | fix \x1b[1m\n", ""},
+		{"lost lines are told", canned{lines: []control.LogLine{{Client: "gps", Text: "x", Dropped: 2}}}, "logs gps", 0, "x\n",
+			"zhxctl: gps: 2 lines lost here, which came faster than they were read\n"},
+		{"logs as JSON, a line each", canned{lines: []control.LogLine{line}}, "logs --json", 0,
+			`{"client":"gps","at":"2023-11-14T22:13:20.123Z","mono_s":0,"text":"fix \u001b[1m"}` + "\n", ""},
+		{"send", canned{}, "send gps hello", 0, "", ""},
+		{"versions", canned{}, "version", 0, "zhxctl devel\nzhxd 9\n", ""},
+		{"status of an unknown client", canned{status: board()}, "status gsp", 4, "",
+			"zhxctl: no such client: \"gsp\"\n  -> the clients are: gps, camera, modem, ui, logger\n"},
+		{"status of one that runs", canned{status: board()}, "status gps", 0,
+			"NAME  STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT\ngps   running  412  3d 4h   0         7.3s of 9s  -\n", ""},
+		{"status of one that does not", canned{status: board()}, "status gps logger", 3,
+			"NAME    STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT\n" +
+				"gps     running  412  3d 4h   0         7.3s of 9s  -\nlogger  stopped  -    -       0         off         stop 1d 0h ago\n", ""},
+	} {
+		code, out, errOut := ask(t, &tt.b, strings.Fields(tt.args)...)
+		if code != tt.code || out != tt.out || errOut != tt.err {
+			t.Errorf("%s:\ngot  %d\n%s%s\nwant %d\n%s%s", tt.purpose, code, out, errOut, tt.code, tt.out, tt.err)
+		}
+	}
+	var b canned
+	if ask(t, &b, "logs", "-f", "-n", "7", "gps", "ui"); fmt.Sprint(b.asked) != "{[gps ui] 7 true}" {
+		t.Error("logs asked for", b.asked)
+	}
+	if ask(t, &b, "send", "gps", "a b", "--from", "me"); b.sent != (control.SendRequest{Target: "gps", Source: "me", Text: "a b"}) {
+		t.Error("send sent", b.sent)
+	}
+}
+
+// plan makes rows of "NAME ACTION WHY".
+func plan(rows ...string) (plan []control.PlanRow) {
+	for _, row := range rows {
+		var p control.PlanRow
+		fmt.Sscan(row, &p.Name, &p.Action, &p.Why)
+		plan = append(plan, p)
+	}
+	return plan
+}
+
+// board is a status with everything in it that can be wrong.
+func board() control.Status {
+	return control.Status{
+		Daemon: &control.DaemonStatus{Version: "0.4.1", PID: 400, Uptime: 273600, Config: "/etc/zhx/clients.toml", ConfigState: "ok"},
+		Clients: []control.ClientStatus{
+			{Name: "gps", State: "running", PID: new(412), Uptime: new(273600.0), Watchdog: &control.WatchdogStatus{Armed: true, Timeout: 9, Remaining: new(7.34)}},
+			{Name: "camera", State: "backoff", Restarts: 6, Next: new(24.0), LastExit: &control.ExitStatus{Reason: "exit", Code: new(127), Ago: 8},
+				Watchdog: &control.WatchdogStatus{Timeout: 9}},
+			{Name: "modem", State: "failed", LastExit: &control.ExitStatus{Reason: "spawn", Detail: new("/usr/bin/modemd: no such file"), Ago: 100}},
+			{Name: "ui", State: "running", PID: new(977), Uptime: new(725.0), Restarts: 3,
+				LastExit: &control.ExitStatus{Reason: "signal", Signal: new("SIGSEGV"), Ago: 725}, Watchdog: &control.WatchdogStatus{Armed: true, Paused: true}},
+			{Name: "logger", State: "stopped", LastExit: &control.ExitStatus{Reason: "stop", Ago: 86400}},
+		},
+		Peers: []control.PeerStatus{
+			{Names: []string{"gps"}, Managed: true}, {Names: []string{"ui"}, Managed: true, Stuck: true},
+			{Names: []string{"gdb"}, PID: new(55), UID: new(1000)}, {},
+		},
+	}
+}
+
+func TestStatus(t *testing.T) {
+	b := &canned{status: board()}
+	const table = `NAME    STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT
+gps     running  412  3d 4h   0         7.3s of 9s  -
+camera  backoff  -    -       6         not armed   exit 127 8s ago
+modem   failed   -    -       0         off         spawn 1m 40s ago
+ui      running  977  12m 5s  3         paused      SIGSEGV 12m 5s ago
+logger  stopped  -    -       0         off         stop 1d 0h ago
+
+camera: exit 127 8s ago, next start in 24s
+  -> zhxctl logs camera
+modem: it cannot be started 1m 40s ago (/usr/bin/modemd: no such file), and is not started again
+  -> zhxctl check; then zhxctl start modem
+ui: takes no messages; what is sent to it is dropped and counted
+gdb: is connected, and was not started by zhxd, pid 55, uid 1000
+`
+	const head = "zhxd 0.4.1  pid 400  up 3d 4h  5 clients: 2 running, 1 backoff, 1 failed, 1 stopped  config "
+	for _, tt := range []struct{ state, problem, want string }{
+		{"ok", "", head + "ok (/etc/zhx/clients.toml)\n\n" + table},
+		{"changed", "", head + "changed (/etc/zhx/clients.toml)\n" +
+			"! /etc/zhx/clients.toml has changed and is not loaded yet\n  -> zhxctl reload\n\n" + table},
+		{"invalid", "c.toml:3: error: bad\nc.toml:4: error: worse", head + "invalid (/etc/zhx/clients.toml)\n" +
+			"! /etc/zhx/clients.toml is invalid; what was loaded before stays in force\n" +
+			"!   c.toml:3: error: bad\n!   c.toml:4: error: worse\n  -> zhxctl check /etc/zhx/clients.toml\n\n" + table},
+	} {
+		b.status.Daemon.ConfigState, b.status.Daemon.ConfigError = tt.state, &tt.problem
+		if code, out, errOut := ask(t, b, "status"); code != 0 || out != tt.want || errOut != "" {
+			t.Errorf("%s: got %d\n%s%s\nwant\n%s", tt.state, code, out, errOut, tt.want)
+		}
+	}
+	if code, out, _ := ask(t, b, "status", "--json", "ui"); code != 0 || !strings.Contains(out, `"signal": "SIGSEGV"`) ||
+		strings.Contains(out, "gdb") || strings.Contains(out, "camera") {
+		t.Errorf("one client as JSON: %d %s", code, out)
+	}
+}
+
+func TestEscape(t *testing.T) {
+	for _, tt := range []struct{ purpose, in, want string }{
+		{"text stays", "größe 5 µm\t\"x\\y\"", "größe 5 µm\t\"x\\y\""},
+		{"escape sequences show", "\x1b[2J\r\x07", `\x1b[2J\r\a`},
+		{"the C1 controls too, which some terminals obey", "\u009b2J", `\u009b2J`},
+		{"what turns text round", "a\u202eb", `a\u202eb`},
+		{"what is not UTF-8", "caf\xe9\xff", `caf\xe9\xff`},
+		{"a replacement character that was sent", "\ufffd", "\ufffd"},
+	} {
+		if got := escape(tt.in); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.purpose, got, tt.want)
+		}
+	}
+}
+
+func TestSpan(t *testing.T) {
+	for in, want := range map[float64]string{-1: "0s", 0: "0s", 0.84: "0.8s", 9: "9s", 9.99: "9.9s", 59.9: "59s", 60: "1m 0s", 3600: "1h 0m", 90000: "1d 1h"} {
+		if got := span(in); got != want {
+			t.Errorf("span(%v) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// zhxd is started by a stand-in, whose name is found in PATH.
+func TestStart(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(self, filepath.Join(dir, "zhxd")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("ZHX_CONTROL", "")
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // a program with the race detector lingers for a second
+	for _, tt := range []struct {
+		how      string
+		args     string
+		code     int
+		out, err string // the beginnings
+	}{
+		{"well", "start", 0, "zhxd 9 runs, pid ", ""},
+		{"speechless", "start", 1, "", "cannot make run_dir\nzhxctl: zhxd did not start: exit status 1\n  -> its log is "},
+		{"other", "start", 1, "", "zhxd runs already\nzhxctl: zhxd did not start: exit status 1\n"},
+		{"silent", "start --timeout 300ms", 5, "", "zhxctl: zhxd is not ready yet; it goes on starting, under the keeper with pid "},
+	} {
+		t.Run(tt.how, func(t *testing.T) {
+			work := t.TempDir()
+			conf := filepath.Join(work, "clients.toml")
+			text := fmt.Sprintf("[daemon]\nrun_dir = %q\n", filepath.Join(work, "run"))
+			if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv(standInEnv, tt.how)
+			t.Setenv("TMPDIR", work)
+			zhxctl := func(args ...string) (int, string, string) {
+				return ask(t, nil, append([]string{"--config", conf}, args...)...)
+			}
+
+			code, out, errOut := zhxctl(strings.Fields(tt.args)...)
+			if code != tt.code || !strings.HasPrefix(out, tt.out) || !strings.HasPrefix(errOut, tt.err) {
+				t.Errorf("got %d\n%s%s", code, out, errOut)
+			}
+			if left, _ := filepath.Glob(work + "/zhxctl-*"); left != nil {
+				t.Error("left behind:", left)
+			}
+			var pid int
+			if _, err := fmt.Sscanf(errOut, tt.err+"%d", &pid); err == nil {
+				p, _ := os.FindProcess(pid)
+				p.Kill()
+			}
+			if tt.how != "well" {
+				return
+			}
+			if code, again, _ := zhxctl("start"); code != 0 || !strings.HasPrefix(again, "zhxd runs already, pid ") {
+				t.Errorf("started again: %d %s", code, again)
+			}
+			if code, out, errOut := zhxctl("shutdown"); code != 0 || !strings.HasPrefix(out, "zhxd has ended, pid ") {
+				t.Errorf("shutdown: %d %s%s", code, out, errOut)
+			}
+			if code, out, _ := zhxctl("shutdown"); code != 0 || out != "zhxd is not running\n" {
+				t.Errorf("shutdown again: %d %s", code, out)
+			}
+			if code, _, _ := zhxctl("status"); code != 3 {
+				t.Errorf("status after shutdown: %d", code)
+			}
+		})
+	}
+}
