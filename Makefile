@@ -5,7 +5,7 @@ DESTDIR  ?=
 PREFIX   ?= /usr/local
 FUZZTIME ?= 30s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GOBUILD   = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X zhx/daemon.Version=$(VERSION)'
+GOBUILD   = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X zhx/daemon.Version=$(VERSION) -X main.version=$(VERSION)'
 PROGRAMS  = ./cmd/zhxd ./cmd/zhxctl ./cmd/zhx-demo
 
 .PHONY: help build run test check fuzz bench install cross clean
@@ -32,9 +32,9 @@ check: ## gofmt, vet, staticcheck and all tests under the race detector
 	$(GO) test -race ./...
 
 fuzz: ## fuzz the packet reader and the configuration, FUZZTIME each (30s)
-	$(GO) test -run '^$$' -fuzz '^FuzzPacket$$' -fuzztime $(FUZZTIME) ./ipc/wire
-	$(GO) test -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) ./ipc/broker
-	$(GO) test -run '^$$' -fuzz '^FuzzConfig$$' -fuzztime $(FUZZTIME) ./daemon/config
+	$(GO) test -run '^$$' -fuzz '^FuzzPacket$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/wire
+	$(GO) test -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/broker
+	$(GO) test -run '^$$' -fuzz '^FuzzConfig$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./daemon/config
 
 bench: ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...
