@@ -93,5 +93,5 @@ func (d *Dog) judge(now time.Duration) (Lapse, bool) {
 	if d.m, late = step(d.m, input{event: evLapse, at: now}); !late {
 		return Lapse{}, false
 	}
-	return Lapse{ID: d.id, Timeout: d.m.timeout, Silence: d.m.silence, Credited: now - d.m.fed - d.m.silence}, true
+	return Lapse{ID: d.id, Timeout: d.m.timeout, Silence: d.m.silence}, true
 }

@@ -9,9 +9,7 @@
 //	retire leads from everywhere to retired, and nothing leads from there. A feed, a new timeout and a gap move the
 //	deadline, not the state.
 //
-// Silence counts from mark on: up to now while the state is watched, up to stop while it is held. What comes later has its
-// place here: a checkpoint is one more event that compares with a second stopwatch, a count of tolerated misses is one
-// more field that lapse counts down, a pause is a hold with an end.
+// Silence counts from mark on: up to now while the state is watched, up to stop while it is held.
 
 package watchdog
 
@@ -55,7 +53,6 @@ type machine struct {
 	state   state
 	holds   int           // counted in every state: a sender may be held before it is armed
 	timeout time.Duration // > 0
-	fed     time.Duration // last feed or arming
 	mark    time.Duration // silence counts from here,
 	stop    time.Duration // held: to here
 	silence time.Duration // and what was counted before mark, since the last feed
@@ -90,17 +87,14 @@ func step(m machine, in input) (machine, bool) {
 		return m, false
 	}
 	switch in.event {
-	case evArm:
-		m.state = watched
+	case evArm, evFeed:
+		if in.event == evFeed && !m.armed() {
+			return m, false
+		}
+		m.state, m.mark, m.silence = watched, in.at, 0
 		if m.holds > 0 {
 			m.state = held
 		}
-		m.fed, m.mark, m.silence = in.at, in.at, 0
-	case evFeed:
-		if !m.armed() {
-			return m, false
-		}
-		m.fed, m.mark, m.silence = in.at, in.at, 0
 	case evHold:
 		m.holds++
 		if m.state == watched {

@@ -179,7 +179,7 @@ func TestAnyStops(t *testing.T) {
 				time.Sleep(time.Duration(runs[i])*time.Millisecond + 300*time.Microsecond)
 				stopped.Add(int64(ms) * int64(time.Millisecond))
 			}
-			time.Sleep(timeout + time.Duration(len(stops))*Pulse)
+			time.Sleep(timeout + time.Duration(len(stops))*pulse)
 			synctest.Wait()
 			if fed.Load() != 0 || hung.Load() != 1 {
 				t.Fatalf("%d of those that feed lapsed, %d of the one that hangs", fed.Load(), hung.Load())

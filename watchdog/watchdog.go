@@ -25,9 +25,9 @@ import (
 )
 
 const (
-	Pulse     = time.Second            // longest time between two wake-ups while a dog is armed: the error of a gap's length
-	Slack     = 100 * time.Millisecond // a wake-up later than this means that zhxd did not run: a gap
-	SettleMax = 50 * time.Millisecond  // what Settle may take; beyond it by more than Slack is a gap, and nobody is judged
+	pulse     = time.Second            // longest time between two wake-ups while a dog is armed: the error of a gap's length
+	slack     = 100 * time.Millisecond // a wake-up later than this means that zhxd did not run: a gap
+	SettleMax = 50 * time.Millisecond  // what Settle may take; beyond it by more than slack is a gap, and nobody is judged
 
 	never = time.Duration(math.MaxInt64)
 )
@@ -38,10 +38,10 @@ type ID struct {
 	Run  uint64
 }
 
-// Options are the Watch's callbacks. Both are called from Run's goroutine with no lock held; either may be nil.
+// Options are the Watch's callbacks, called from Run's goroutine with no lock held.
 type Options struct {
 	// Settle lets the readers of the suspects' connections pass what already waits in their sockets, so that a feed that
-	// came in time wins. It returns within SettleMax.
+	// came in time wins. It returns within SettleMax. May be nil.
 	Settle func(suspects []ID)
 	// Lapsed is told each deadline that passed, once until the dog is armed again. It must not block: to the Watch that is
 	// a gap.
@@ -51,9 +51,8 @@ type Options struct {
 // A Lapse is a deadline that passed without a feed.
 type Lapse struct {
 	ID
-	Timeout  time.Duration // what was allowed
-	Silence  time.Duration // what was counted since the last feed: >= Timeout
-	Credited time.Duration // what passed besides and was not counted: holds, and gaps in which zhxd did not run
+	Timeout time.Duration // what was allowed
+	Silence time.Duration // what was counted since the last feed, without holds and gaps: >= Timeout
 }
 
 // Watch is the set of dogs and the loop that judges them.
@@ -120,10 +119,20 @@ func (w *Watch) pass() time.Duration {
 	now := w.now()
 	w.running(now, time.Duration(w.next.Swap(int64(never))))
 	if suspects := w.due(now); len(suspects) > 0 {
-		w.settle(suspects)
+		if w.o.Settle != nil {
+			ids := make([]ID, len(suspects))
+			for i, d := range suspects {
+				ids[i] = d.id
+			}
+			w.o.Settle(ids)
+		}
 		settled := w.now()
 		if !w.running(settled, now+SettleMax) {
-			w.judge(suspects, settled)
+			for _, d := range suspects { // who fed, is held, retired or has more time since is not due any more
+				if lapse, ok := d.judge(settled); ok {
+					w.o.Lapsed(lapse)
+				}
+			}
 		}
 		now = settled
 	}
@@ -136,7 +145,7 @@ func (w *Watch) pass() time.Duration {
 // is credited all the time since the loop last ran, and the answer is true. On a machine that is late again and again
 // only the lateness is credited, else a hang would never be seen there.
 func (w *Watch) running(now, expected time.Duration) (gap bool) {
-	gap = now-expected > Slack
+	gap = now-expected > slack
 	if gap {
 		from := w.ran
 		if w.late {
@@ -149,44 +158,16 @@ func (w *Watch) running(now, expected time.Duration) (gap bool) {
 }
 
 // due lists the dogs whose deadline has passed, the earliest first.
-func (w *Watch) due(now time.Duration) []*Dog {
-	type row struct {
-		*Dog
-		due time.Duration
-	}
-	var rows []row
+func (w *Watch) due(now time.Duration) (dogs []*Dog) {
+	at := make(map[*Dog]time.Duration) // as it is now: it may move while they are sorted
 	w.each(func(d *Dog) {
 		if due := d.m.due(); due <= now {
-			rows = append(rows, row{d, due})
+			at[d] = due
+			dogs = append(dogs, d)
 		}
 	})
-	slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.due, b.due) })
-	dogs := make([]*Dog, len(rows))
-	for i, r := range rows {
-		dogs[i] = r.Dog
-	}
+	slices.SortFunc(dogs, func(a, b *Dog) int { return cmp.Compare(at[a], at[b]) })
 	return dogs
-}
-
-// settle gives the suspects' feeds that are on their way the time to arrive.
-func (w *Watch) settle(suspects []*Dog) {
-	if w.o.Settle == nil {
-		return
-	}
-	ids := make([]ID, len(suspects))
-	for i, d := range suspects {
-		ids[i] = d.id
-	}
-	w.o.Settle(ids)
-}
-
-// judge declares those lapsed that are still due: no feed came, nobody held, retired or gave them more time meanwhile.
-func (w *Watch) judge(suspects []*Dog, now time.Duration) {
-	for _, d := range suspects {
-		if lapse, ok := d.judge(now); ok && w.o.Lapsed != nil {
-			w.o.Lapsed(lapse)
-		}
-	}
 }
 
 // earliest is when the loop must run again: at the earliest deadline, at the next pulse if any dog is armed, else never.
@@ -194,7 +175,7 @@ func (w *Watch) earliest(now time.Duration) time.Duration {
 	next := never
 	w.each(func(d *Dog) {
 		if d.m.armed() {
-			next = min(next, d.m.due(), now+Pulse)
+			next = min(next, d.m.due(), now+pulse)
 		}
 	})
 	return max(next, now) // who became due while the suspects settled is no sign of a gap

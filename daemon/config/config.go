@@ -14,20 +14,17 @@
 package config
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"zhx/ipc/wire"
 	"zhx/procman"
@@ -37,8 +34,9 @@ const (
 	fileMax       = 1 << 20        // bytes of a configuration; a larger file is refused, it is not one
 	linksMax      = 40             // symbolic links on the way to the file, as in the kernel; beyond: an error
 	socketPathMax = 107            // bytes of a Unix socket's path, unix(7); a longer one is an error
-	timeoutMax    = 24 * time.Hour // of a watchdog, given or computed; beyond: an error
+	timeoutMax    = 24 * time.Hour // of a watchdog, interval x misses; beyond: an error
 	problemsMax   = 100            // errors, and as many warnings, that are told of one file; the others are left out
+	textMax       = 500            // characters of what is told of one problem, which may quote the file; the rest is cut
 )
 
 // Config is a valid configuration.
@@ -103,92 +101,105 @@ func Parse(path string, data []byte, o Options) (*Config, error) {
 
 // read returns the contents of a configuration that may be trusted.
 func read(path string) ([]byte, error) {
-	if err := CheckOwner(path); err != nil {
-		return nil, err
-	}
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not hold zhxd up
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO must not hold zhxd up
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	switch fi, err := file.Stat(); {
-	case err != nil:
+	fi, err := file.Stat()
+	if err != nil {
 		return nil, err
-	case !fi.Mode().IsRegular():
-		return nil, errors.New("no regular file")
-	case fi.Size() > fileMax:
-		return nil, fmt.Errorf("it has %d bytes, at most %d are possible", fi.Size(), fileMax)
 	}
-	return io.ReadAll(io.LimitReader(file, fileMax))
+	if !fi.Mode().IsRegular() {
+		return nil, errors.New("no regular file")
+	}
+	if err := checkOwners(path, fi); err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(file, fileMax+1))
+	if len(data) > fileMax {
+		return nil, fmt.Errorf("it has more than %d bytes", fileMax)
+	}
+	return data, err
 }
 
-// CheckOwner refuses, as root, a configuration that others can write: the file, its directory and those of the symbolic
-// links that lead to it belong to root, and group and others may not write there (a sticky directory may be /tmp). The
-// directories above are not looked at. Any other user may trust what he likes. A missing file is an error as well.
-func CheckOwner(path string) error {
+// checkOwners refuses, as root, a configuration that others can write: the opened file, the symbolic links that lead to it
+// and the directories of both belong to root, and group and others may not write there (a sticky directory may be /tmp).
+// The directories above are not looked at: by them only another file of root's can be put in the place.
+func checkOwners(path string, opened fs.FileInfo) error {
+	if os.Geteuid() != 0 { // any other user may trust what he likes
+		return nil
+	}
 	entries, err := trail(path)
 	if err != nil {
 		return err
 	}
-	places := []string{entries[len(entries)-1]}
+	last := entries[len(entries)-1]
+	if err := checkOwner(last, opened); err != nil { // not what has the name now
+		return err
+	}
+	places := slices.Clone(entries[:len(entries)-1])
 	for _, entry := range entries {
 		places = append(places, filepath.Dir(entry))
 	}
 	for _, p := range places {
-		var st unix.Stat_t
-		if err := unix.Stat(p, &st); err != nil {
-			return &fs.PathError{Op: "stat", Path: p, Err: err}
+		fi, err := os.Lstat(p)
+		if err != nil {
+			return err
 		}
-		if os.Geteuid() != 0 {
-			continue
-		}
-		sticky := st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0
-		if st.Mode&0o022 != 0 && !sticky {
-			return fmt.Errorf("others can write %s (mode %04o): zhxd does not run as root what others wrote; chmod go-w %s", p, st.Mode&0o7777, p)
-		}
-		if st.Uid != 0 {
-			return fmt.Errorf("%s belongs to uid %d: zhxd does not run as root what others wrote; chown root %s", p, st.Uid, p)
+		if err := checkOwner(p, fi); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+func checkOwner(path string, fi fs.FileInfo) error {
+	const never = "zhxd does not run as root what others wrote"
+	mode := fi.Mode() // a link has one that says nothing
+	if sticky := mode.IsDir() && mode&fs.ModeSticky != 0; mode&0o022 != 0 && mode&fs.ModeSymlink == 0 && !sticky {
+		return fmt.Errorf("others can write %s (mode %04o): %s; chmod go-w %s", path, mode.Perm(), never, path)
+	}
+	if uid := fi.Sys().(*syscall.Stat_t).Uid; uid != 0 {
+		return fmt.Errorf("%s belongs to uid %d: %s; chown -h root %s, or give it a copy in a directory of root's, or run it as that user",
+			path, uid, never, path)
+	}
+	return nil
+}
+
 // DaemonChanges lists the keys that differ and take effect only when zhxd is restarted.
-func DaemonChanges(old, new *Config) (keys []string) {
-	a, b := target{daemon: &old.Daemon, watchdog: &old.Watchdog}, target{daemon: &new.Daemon, watchdog: &new.Watchdog}
-	for _, k := range Keys {
-		if k.Class == ClassDaemon && k.get(&a) != k.get(&b) {
-			keys = append(keys, k.Name)
+func DaemonChanges(old, new *Config) (changed []string) {
+	a, b := target{daemon: &old.Daemon}, target{daemon: &new.Daemon}
+	for _, k := range keys {
+		if k.class == classDaemon && k.get(&a) != k.get(&b) {
+			changed = append(changed, k.name)
 		}
 	}
-	return keys
+	return changed
 }
 
 // parse makes a Config of data. It is to be used only if f has no error.
 func parse(path string, data []byte, o Options) (*file, *Config) {
-	f := &file{path: path}
-	if len(bytes.TrimSpace(data)) == 0 {
+	f := &file{path: path, text: strings.TrimPrefix(string(data), "\ufeff"), count: make(map[bool]int)}
+	if strings.TrimSpace(f.text) == "" {
 		f.report(nil, false, "the file is empty; a comment makes it a configuration that starts nothing")
 		return f, nil
 	}
-	if !f.decode(data) {
+	if !f.decode() {
 		return f, nil
 	}
 	c := &Config{Path: path, Sum: sha256.Sum256(data)}
 	var template Client
 	t := &target{daemon: &c.Daemon, watchdog: &c.Watchdog, client: &template}
-	for _, k := range Keys {
+	for _, k := range keys {
 		k.reset(t)
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.tree)) {
-		switch name {
-		case "daemon", "watchdog":
-			f.fill([]string{name}, name, t)
-		case "defaults":
-			f.fill([]string{name}, "client", t)
-		case "client":
-		default:
-			f.report([]string{name}, false, "%s", unknownSection(name, f.tree[name]))
+	for name := range f.tree {
+		switch {
+		case !slices.Contains(sections, name):
+			f.report([]string{name}, false, "%s", f.unknownSection(name))
+		case name != "client":
+			f.fill([]string{name}, t)
 		}
 	}
 	f.finishDaemon(&c.Daemon, o)
@@ -198,7 +209,7 @@ func parse(path string, data []byte, o Options) (*file, *Config) {
 	for _, name := range f.clients() {
 		f.client(c, template, name)
 	}
-	f.collisions(c)
+	f.names(c)
 	return f, c
 }
 
@@ -218,19 +229,19 @@ func (f *file) finishDaemon(d *Daemon, o Options) {
 		f.report(at("run_dir"), false, "run_dir in [daemon] is not set, and neither is $XDG_RUNTIME_DIR; not being root, zhx needs one of them")
 		return
 	}
-	if d.Socket == "" {
-		d.Socket = filepath.Join(d.RunDir, "zhx.sock")
-	}
-	if d.Control == "" {
-		d.Control = filepath.Join(d.RunDir, "control.sock")
+	for _, s := range []struct {
+		key, file string
+		path      *string
+	}{{"socket", "zhx.sock", &d.Socket}, {"control", "control.sock", &d.Control}} {
+		if *s.path == "" {
+			*s.path = filepath.Join(d.RunDir, s.file)
+		}
+		if n := len(*s.path); n > socketPathMax {
+			f.report(at(s.key), false, "%s in [daemon]: %q has %d bytes; a socket's path has at most %d", s.key, *s.path, n, socketPathMax)
+		}
 	}
 	if d.Socket == d.Control {
 		f.report(at("control"), false, "socket and control in [daemon] are the same, %q", d.Control)
-	}
-	for key, path := range map[string]string{"socket": d.Socket, "control": d.Control} {
-		if len(path) > socketPathMax {
-			f.report(at(key), false, "%s in [daemon]: %q has %d bytes; a socket's path has at most %d", key, path, len(path), socketPathMax)
-		}
 	}
 }
 
@@ -238,19 +249,12 @@ func (f *file) finishDaemon(d *Daemon, o Options) {
 func (f *file) client(c *Config, cl Client, name string) {
 	path := []string{"client", name}
 	cl.Name = name
-	if _, ok := f.tree["client"].(map[string]any)[name].(map[string]any); !ok {
-		f.report(path, false, "%q in [client]: clients are written [client.NAME]", name)
-		return
-	}
-	if problem := badName(name); problem != "" {
-		f.report(path, false, "[%s]: %s", section(path), problem)
-	}
-	f.fill(path, "client", &target{client: &cl})
-	if len(cl.Command) == 0 && !f.has("client", name, "command") && !f.has("defaults", "command") {
+	f.fill(path, &target{client: &cl})
+	if slices.Equal(f.where(name, "command"), path) {
 		f.report(path, false, "[%s] has no command", section(path))
 	}
 	if cl.RestartDelay > cl.RestartDelayMax {
-		f.report(f.where(name, "restart_delay"), false, "restart_delay in [%s] is %v and longer than its restart_delay_max, %v", section(path), cl.RestartDelay, cl.RestartDelayMax)
+		f.report(f.where(name, "restart_delay", "restart_delay_max"), false, "restart_delay in [%s] is %v and longer than its restart_delay_max, %v", section(path), cl.RestartDelay, cl.RestartDelayMax)
 	}
 	if cl.WatchdogTimeout == 0 {
 		cl.WatchdogTimeout = c.Watchdog.Timeout()
@@ -261,54 +265,35 @@ func (f *file) client(c *Config, cl Client, name string) {
 	if cl.TTY {
 		f.report(f.where(name, "tty"), true, "client %q has a terminal of zhxd's (tty): it is restarted if zhxd crashes", name)
 	}
-	for _, n := range append([]string{name}, cl.Names...) {
-		if len(n) > wire.NameSize {
-			f.report(f.where(name, "names"), true, "name %q has %d bytes: protocol 1 cannot address it, its names have at most %d", n, len(n), wire.NameSize)
-		}
-	}
 	c.Clients = append(c.Clients, cl)
 }
 
-// collisions finds names that two clients would have.
-func (f *file) collisions(c *Config) {
+// names checks how clients are called, by their own names and the further ones.
+func (f *file) names(c *Config) {
 	owner := make(map[string]string)
 	for _, cl := range c.Clients {
 		owner[cl.Name] = cl.Name
 	}
 	for _, cl := range c.Clients {
-		for _, n := range cl.Names {
-			if o, taken := owner[n]; taken {
-				f.report(f.where(cl.Name, "names"), false, "name %q of client %q is also a name of client %q", n, cl.Name, o)
-				continue
+		at := []string{"client", cl.Name}
+		what := "[" + section(at) + "]"
+		for i, n := range append([]string{cl.Name}, cl.Names...) {
+			if i == 1 {
+				at, what = f.where(cl.Name, "names"), "names in "+what
 			}
-			owner[n] = cl.Name
+			switch {
+			case !wire.ValidName(n):
+				f.report(at, false, "%s: %q is no name; a name has 1 to 64 of A-Z a-z 0-9 _ -, and no - in front", what, n)
+			case wire.Reserved(n):
+				f.report(at, false, "%s: the name %q is reserved", what, n)
+			case i > 0 && owner[n] != "":
+				f.report(at, false, "name %q of client %q is also a name of client %q", n, cl.Name, owner[n])
+			case len(n) > wire.NameSize:
+				f.report(at, true, "name %q has %d bytes: protocol 1 cannot address it, its names have at most %d", n, len(n), wire.NameSize)
+			}
+			if owner[n] == "" {
+				owner[n] = cl.Name
+			}
 		}
 	}
-}
-
-// badName says what is wrong with the name of a client; "" is nothing.
-func badName(name string) string {
-	switch {
-	case !wire.ValidName(name):
-		return fmt.Sprintf("%q is no name; a name has 1 to 64 of A-Z a-z 0-9 _ -, and no - in front", name)
-	case wire.Reserved(name):
-		return fmt.Sprintf("the name %q is reserved", name)
-	}
-	return ""
-}
-
-// unknownSection is what to say of a key at the top level that is none of ours.
-func unknownSection(name string, v any) string {
-	table, isTable := v.(map[string]any)
-	switch {
-	case !isTable && homes(name) != "":
-		return fmt.Sprintf("key %q stands in no section; it belongs into %s", name, homes(name))
-	case !isTable:
-		return fmt.Sprintf("unknown key %q outside of any section", name)
-	case suggest(name, sections) != "":
-		return fmt.Sprintf("unknown section [%s]; did you mean [%s]?", section([]string{name}), suggest(name, sections))
-	case table["command"] != nil:
-		return fmt.Sprintf("unknown section [%s]; did you mean [%s]?", section([]string{name}), section([]string{"client", name}))
-	}
-	return fmt.Sprintf("unknown section [%s]; there are [%s]", section([]string{name}), strings.Join(sections, "], ["))
 }

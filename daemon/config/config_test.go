@@ -32,6 +32,10 @@ func parsed(text string) (*Config, []string) {
 	return c, lines
 }
 
+func failed(problems Problems) bool {
+	return slices.ContainsFunc(problems, func(p Problem) bool { return !p.Warning })
+}
+
 // What is wrong with a file, in the letters that people see.
 func TestProblems(t *testing.T) {
 	for _, row := range []struct {
@@ -40,6 +44,7 @@ func TestProblems(t *testing.T) {
 	}{
 		{"empty", "", []string{" error: the file is empty; a comment makes it a configuration that starts nothing"}},
 		{"only white space", " \n\t\r\n", []string{" error: the file is empty; a comment makes it a configuration that starts nothing"}},
+		{"only a byte order mark", "\ufeff\n", []string{" error: the file is empty; a comment makes it a configuration that starts nothing"}},
 		{"comments only is valid", "# nothing yet\n", nil},
 		{"a client needs a command only", "[client.a]\ncommand = ['/bin/true']\n", nil},
 
@@ -58,6 +63,8 @@ func TestProblems(t *testing.T) {
 		{"nothing near", "[daemon]\ncolour = 'red'\n", []string{`2: error: unknown key "colour" in [daemon]`}},
 		{"a key of another section", "[client.a]\ncommand = ['x']\ninterval = '3s'\n",
 			[]string{`3: error: unknown key "interval" in [client.a]; it belongs into [watchdog]`}},
+		{"of another section, and near one of this", "[daemon]\ntty = true\n",
+			[]string{`2: error: unknown key "tty" in [daemon]; it belongs into [defaults] or [client.NAME]`}},
 		{"a key before any section", "stop_timeout = '3s'\n[client.a]\ncommand = ['x']\n",
 			[]string{`1: error: key "stop_timeout" stands in no section; it belongs into [defaults] or [client.NAME]`}},
 		{"an unknown key before any section", "x = 1\n", []string{`1: error: unknown key "x" outside of any section`}},
@@ -73,7 +80,7 @@ func TestProblems(t *testing.T) {
 			`3: error: reload in [daemon]: must be "auto" or "manual", not "never"`,
 			`4: error: [client.a] has no command`,
 			`5: error: tty in [client.a]: must be true or false, without quotes, not "no"`,
-			`7: error: command in [client.b]: must be a list of strings, as ["/usr/bin/prog", "-x"], not "x"`}},
+			`7: error: command in [client.b]: must be a list of strings that begins with a program, as ["/usr/bin/prog", "-x"], not "x"`}},
 
 		{"lines of lists, inline tables and dotted keys", `
 [client.a]
@@ -92,7 +99,7 @@ B = "x"
 [client."c d"]
 command = ["x"]
 `, []string{
-			`3: error: command in [client.a]: entry 2 has a single % in "50%", which is kept for a later meaning; write %% for the character`,
+			`3: error: command in [client.a]: has a single % in "50%", which is kept for a later meaning; write %% for the character`,
 			`7: error: environment in [client.a]: "B" has a single $ in "$HOME", which is kept for a later meaning; write $$ for the character`,
 			`11: error: environment in [client.b]: "A" must be a string, not 5`,
 			`12: error: unknown key "enviroment" in [client.b]; did you mean "environment"?`,
@@ -108,7 +115,7 @@ command = ["x"]
 
 		{"reserved name", "[client.zhxd]\ncommand = ['x']\n", []string{`1: error: [client.zhxd]: the name "zhxd" is reserved`}},
 		{"reserved further name", "[client.a]\ncommand = ['x']\nnames = ['b', 'null']\n",
-			[]string{`3: error: names in [client.a]: entry 2 cannot be: the name "null" is reserved`}},
+			[]string{`3: error: names in [client.a]: the name "null" is reserved`}},
 		{"a further name that is a client", "[client.a]\ncommand = ['x']\nnames = ['b']\n[client.b]\ncommand = ['x']\n",
 			[]string{`3: error: name "b" of client "a" is also a name of client "b"`}},
 		{"a further name that two have", "[client.a]\ncommand = ['x']\nnames = ['c']\n[client.b]\ncommand = ['x']\nnames = ['c']\n",
@@ -117,24 +124,31 @@ command = ["x"]
 			[]string{`3: error: name "c" of client "a" is also a name of client "a"`}},
 
 		{"an empty command", "[client.a]\ncommand = []\n[client.b]\ncommand = ['']\n", []string{
-			`2: error: command in [client.a]: must begin with a program`,
-			`4: error: command in [client.b]: must begin with a program`}},
-		{"no strings in a command", "[client.a]\ncommand = ['x', 5]\n", []string{`2: error: command in [client.a]: entry 2 must be a string, not 5`}},
-		{"NUL in a command", "[client.a]\ncommand = [\"a\\u0000b\"]\n", []string{`2: error: command in [client.a]: entry 1 has a NUL character in "a\x00b"`}},
+			`2: error: command in [client.a]: must be a list of strings that begins with a program, as ["/usr/bin/prog", "-x"], not []`,
+			`4: error: command in [client.b]: must be a list of strings that begins with a program, as ["/usr/bin/prog", "-x"], not [""]`}},
+		{"no strings in a command", "[client.a]\ncommand = ['x', 5]\n", []string{`2: error: command in [client.a]: must be a list of strings that begins with a program, as ["/usr/bin/prog", "-x"], not ["x", 5]`}},
+		{"NUL in a command", "[client.a]\ncommand = [\"a\\u0000b\"]\n", []string{`2: error: command in [client.a]: has a NUL character in "a\x00b"`}},
 		{"a relative directory", "[client.a]\ncommand = ['x']\ndirectory = 'tmp'\n", []string{`3: error: directory in [client.a]: must be an absolute path, not "tmp"`}},
 		{"the environment is not zhx's", "[client.a]\ncommand = ['x']\nenvironment = { ZHX_RUN = 'x' }\n", []string{`3: error: environment in [client.a]: has ZHX_RUN, which zhx sets itself`}},
 		{"a variable without a name", "[client.a]\ncommand = ['x']\nenvironment = { 'a=b' = 'x' }\n", []string{`3: error: environment in [client.a]: has "a=b", which is no name of a variable`}},
-		{"no environment", "[client.a]\ncommand = ['x']\nenvironment = ['A=1']\n", []string{`3: error: environment in [client.a]: must be a table of strings, as { KEY = "value" }, not a list`}},
-		{"a number for a duration", "[client.a]\ncommand = ['x']\nstop_timeout = 5\n", []string{`3: error: stop_timeout in [client.a]: must be a duration in quotes, as "5s" or "1m30s", not 5`}},
-		{"no duration", "[client.a]\ncommand = ['x']\nstop_timeout = '5'\n", []string{`3: error: stop_timeout in [client.a]: must be a duration, as "5s" or "1m30s", not "5"`}},
+		{"the line of a variable", "[client.a]\ncommand = ['x']\n[client.a.environment]\nA = 'x'\nB = 5\n", []string{`5: error: environment in [client.a]: "B" must be a string, not 5`}},
+		{"no environment", "[client.a]\ncommand = ['x']\nenvironment = ['A=1']\n", []string{`3: error: environment in [client.a]: must be a table of strings, as { KEY = "value" }, not ["A=1"]`}},
+		{"a number for a duration", "[client.a]\ncommand = ['x']\nstop_timeout = 5\n", []string{`3: error: stop_timeout in [client.a]: must be a duration from 0s to 1h in quotes, as "5s" or "1m30s", not 5`}},
+		{"no duration", "[client.a]\ncommand = ['x']\nstop_timeout = '5'\n", []string{`3: error: stop_timeout in [client.a]: must be a duration from 0s to 1h in quotes, as "5s" or "1m30s", not "5"`}},
 		{"ranges", "[watchdog]\ninterval = '1ms'\nmisses = 0\n[defaults]\nrestart_delay = '0s'\nstop_timeout = '-1s'\nwatchdog_timeout = '25h'\n", []string{
-			`2: error: interval in [watchdog]: must be from 10ms to 1h, not "1ms"`,
+			`2: error: interval in [watchdog]: must be a duration from 10ms to 1h in quotes, as "5s" or "1m30s", not "1ms"`,
 			`3: error: misses in [watchdog]: must be a whole number from 1 to 1000, not 0`,
-			`5: error: restart_delay in [defaults]: must be from 1ms to 1h, not "0s"`,
-			`6: error: stop_timeout in [defaults]: must be from 0s to 1h, not "-1s"`,
-			`7: error: watchdog_timeout in [defaults]: must be from 10ms to 24h, not "25h"`}},
+			`5: error: restart_delay in [defaults]: must be a duration from 1ms to 1h in quotes, as "5s" or "1m30s", not "0s"`,
+			`6: error: stop_timeout in [defaults]: must be a duration from 0s to 1h in quotes, as "5s" or "1m30s", not "-1s"`,
+			`7: error: watchdog_timeout in [defaults]: must be a duration from 10ms to 24h in quotes, as "5s" or "1m30s", not "25h"`}},
 		{"interval x misses is a watchdog_timeout", "[watchdog]\ninterval = '1h'\nmisses = 100\n",
 			[]string{`1: error: interval x misses in [watchdog] is 100h0m0s; at most 24h0m0s is possible`}},
+		{"a fraction", "[watchdog]\nmisses = 3.0\n", []string{`2: error: misses in [watchdog]: must be a whole number from 1 to 1000, not 3.0`}},
+		{"a delay that excludes the default", "[client.a]\ncommand = ['x']\nrestart_delay_max = '50ms'\n",
+			[]string{`3: error: restart_delay in [client.a] is 100ms and longer than its restart_delay_max, 50ms`}},
+		{"long text is cut", "[client.a]\ncommand = ['x']\nuser = 1\ntty = '" + strings.Repeat("x", 9999) + "'\n", []string{
+			`3: error: user in [client.a]: must be the name or number of a user in quotes, not 1`,
+			`4: error: tty in [client.a]: must be true or false, without quotes, not "` + strings.Repeat("x", textMax+1-len(`tty in [client.a]: must be true or false, without quotes, not "`)) + `...`}},
 		{"delays that exclude each other", "[defaults]\nrestart_delay = '1m'\n[client.a]\ncommand = ['x']\n[client.b]\ncommand = ['x']\nrestart_delay_max = '1h'\n",
 			[]string{`2: error: restart_delay in [client.a] is 1m0s and longer than its restart_delay_max, 30s`}},
 		{"words", "[client.a]\ncommand = ['x']\nrestart = true\nwatchdog = 'on'\nstrays = 'keep'\n", []string{
@@ -142,20 +156,20 @@ command = ["x"]
 			`4: error: watchdog in [client.a]: must be "auto" or "required" or "off", not "on"`,
 			`5: error: strays in [client.a]: must be "kill" or "ignore", not "keep"`}},
 		{"no signal", "[client.a]\ncommand = ['x']\nstop_signal = 'SIGTREM'\n", []string{`3: error: stop_signal in [client.a]: must be the name of a signal, as "SIGTERM", not "SIGTREM"`}},
-		{"no user", "[client.a]\ncommand = ['x']\nuser = 1000\ngroup = 'a:b'\n", []string{
+		{"no user", "[client.a]\ncommand = ['x']\nuser = 1000\ngroup = 'a%b'\n", []string{
 			`3: error: user in [client.a]: must be the name or number of a user in quotes, not 1000`,
-			`4: error: group in [client.a]: must be the name or number of a group, not "a:b"`}},
+			`4: error: group in [client.a]: has a single % in "a%b", which is kept for a later meaning; write %% for the character`}},
 		{"modes", "[daemon]\nsocket_mode = 0o660\n", []string{`2: error: socket_mode in [daemon]: must be an octal mode in quotes, as "0660", not 432`}},
 		{"modes", "[daemon]\nsocket_mode = '1777'\n", []string{`2: error: socket_mode in [daemon]: must be an octal mode in quotes, as "0660", not "1777"`}},
 		{"the network", "[daemon]\ntcp = '0.0.0.0:8000'\n",
-			[]string{`2: error: tcp in [daemon]: must be a loopback address, as "127.1.1.1:8000", or "", not "0.0.0.0:8000": zhx does not serve a network`}},
+			[]string{`2: error: tcp in [daemon]: must be a loopback address, as "127.1.1.1:8000", or "", as zhx serves no network, not "0.0.0.0:8000"`}},
 		{"one path for two sockets", "[daemon]\nsocket = '/run/x'\ncontrol = '/run/x'\n", []string{`3: error: socket and control in [daemon] are the same, "/run/x"`}},
 		{"a path too long for a socket", "[daemon]\nsocket = '/" + strings.Repeat("x", 107) + "'\n",
 			[]string{`2: error: socket in [daemon]: "/` + strings.Repeat("x", 107) + `" has 108 bytes; a socket's path has at most 107`}},
 
 		{"a name too long for protocol 1", "[client.loud_speaker]\ncommand = ['x']\nnames = ['ok', 'also_too_long']\n", []string{
-			`3: warning: name "also_too_long" has 13 bytes: protocol 1 cannot address it, its names have at most 10`,
-			`3: warning: name "loud_speaker" has 12 bytes: protocol 1 cannot address it, its names have at most 10`}},
+			`1: warning: name "loud_speaker" has 12 bytes: protocol 1 cannot address it, its names have at most 10`,
+			`3: warning: name "also_too_long" has 13 bytes: protocol 1 cannot address it, its names have at most 10`}},
 		{"a terminal", "[defaults]\ntty = true\n[client.a]\ncommand = ['x']\n[client.b]\ncommand = ['x']\ntty = false\n", []string{
 			`2: warning: client "a" has a terminal of zhxd's (tty): it is restarted if zhxd crashes`}},
 	} {
@@ -309,7 +323,7 @@ func TestSuggest(t *testing.T) {
 		"watchdog_timout": "watchdog_timeout", "WATCHDOG": "watchdog", "restart_dealy": "restart_delay", "cmd": "", "env": "",
 		"comand": "command", "enviroment": "environment", "autostrat": "autostart", "stop-timeout": "stop_timeout", "": "", "x": "", "restart_max_delay": "restart_delay", "tyy": "tty",
 	} {
-		if got := suggest(word, names("client")); got != want {
+		if got := suggest(word, keysOf("client")); got != want {
 			t.Errorf("%q: suggested %q, want %q", word, got, want)
 		}
 	}
@@ -324,7 +338,7 @@ func TestManyProblems(t *testing.T) {
 	}
 	_, err := Parse("f", []byte(b.String()), inRun)
 	problems, _ := errors.AsType[Problems](err)
-	if !problems.failed() || len(problems) != 2*problemsMax {
+	if !failed(problems) || len(problems) != 2*problemsMax {
 		t.Errorf("%d problems: %v", len(problems), err)
 	}
 }
@@ -354,6 +368,9 @@ directory = "`+dir+`"
 [client.e]
 command = ["`+dir+`/plain"]
 directory = "/nowhere"
+[client.f]
+command = ["`+dir+`/prog"]
+user = "4242424242"
 `, 0o644)
 	c, err := Load(path, inRun)
 	if err != nil {
@@ -362,9 +379,10 @@ directory = "/nowhere"
 	want := []string{
 		`3: warning: socket_group: group "no-such-group" is not known`,
 		`6: warning: client "a" cannot start as it is: user "no-such-user" is not known`,
-		`12: warning: client "c" cannot start as it is: command "no-such-prog" is not found in PATH, "/nowhere"`,
-		`18: warning: client "e" cannot start as it is: command "` + dir + `/plain" is not executable`,
+		`12: warning: client "c" cannot start as it is: command "no-such-prog" is not an executable file in PATH, "/nowhere"`,
+		`18: warning: client "e" cannot start as it is: command "` + dir + `/plain" is not an executable file`,
 		`19: warning: client "e" cannot start as it is: directory "/nowhere": no such file or directory`,
+		`22: warning: client "f" cannot start as it is: user "4242424242" is not known`,
 	}
 	var got []string
 	for _, p := range c.Warnings {
@@ -388,8 +406,8 @@ func TestLoadRefuses(t *testing.T) {
 		"missing": "cannot be read: no such file or directory",
 		"fifo":    "cannot be read: no regular file",
 		".":       "cannot be read: no regular file",
-		"large":   "cannot be read: it has 1048577 bytes, at most 1048576 are possible",
-		"loop":    "cannot be read: too many symbolic links",
+		"large":   "cannot be read: it has more than 1048576 bytes",
+		"loop":    "cannot be read: too many levels of symbolic links",
 	} {
 		path := dir + "/" + name
 		if _, err := Load(path, inRun); err == nil || err.Error() != path+": error: "+want {
@@ -399,7 +417,7 @@ func TestLoadRefuses(t *testing.T) {
 }
 
 // As root, what others can write is refused.
-func TestCheckOwner(t *testing.T) {
+func TestCheckOwners(t *testing.T) {
 	root := os.Geteuid() == 0
 	for _, row := range []struct {
 		purpose string
@@ -413,8 +431,11 @@ func TestCheckOwner(t *testing.T) {
 		{"others can replace the file", func(dir string) error { return os.Chmod(dir+"/real", 0o777) }, false, "others can write %s/real (mode 0777)"},
 		{"but not in a sticky directory", func(dir string) error { return os.Chmod(dir+"/real", os.ModeSticky|0o777) }, false, ""},
 		{"others can replace the link", func(dir string) error { return os.Chmod(dir+"/links", 0o777) }, true, "others can write %s/links (mode 0777)"},
-		{"the file is somebody else's", func(dir string) error { return chown(dir+"/real/file", 1234) }, false, "%s/real/file belongs to uid 1234"},
-		{"the directory is", func(dir string) error { return chown(dir+"/real", 1234) }, true, "%s/real belongs to uid 1234"},
+		{"a link in a sticky directory is somebody else's", func(dir string) error {
+			return errors.Join(os.Chmod(dir+"/links", os.ModeSticky|0o777), lchown(dir+"/links/link", 1234))
+		}, true, "%s/links/link belongs to uid 1234"},
+		{"the file is somebody else's", func(dir string) error { return lchown(dir+"/real/file", 1234) }, false, "%s/real/file belongs to uid 1234"},
+		{"the directory is", func(dir string) error { return lchown(dir+"/real", 1234) }, true, "%s/real belongs to uid 1234"},
 	} {
 		dir := t.TempDir()
 		for _, sub := range []string{"/real", "/links"} {
@@ -442,12 +463,12 @@ func TestCheckOwner(t *testing.T) {
 	}
 }
 
-// chown gives a file to uid, if root runs the test; else nothing is refused and nothing needs to be given.
-func chown(path string, uid int) error {
+// lchown gives a file to uid, if root runs the test; else nothing is refused and nothing needs to be given.
+func lchown(path string, uid int) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	return os.Chown(path, uid, -1)
+	return os.Lchown(path, uid, -1)
 }
 
 // write makes a file of exactly that mode.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"reflect"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,9 +18,9 @@ import (
 // Whatever the bytes, there is a Config or Problems that lie within the file; and a valid file says, written anew from its
 // Config, the same.
 func FuzzConfig(f *testing.F) {
-	for _, k := range Keys {
-		section := strings.Replace(k.Section, "client", "client.a", 1)
-		f.Add("[" + section + "]\n" + k.Name + " = " + k.Default + "\n")
+	for _, k := range keys {
+		section := strings.Replace(k.section, "client", "client.a", 1)
+		f.Add("[" + section + "]\n" + k.name + " = " + k.defaultValue + "\n")
 	}
 	for _, text := range []string{"", "\n", "a", "[client.a]\ncommand=['x']\n[client.a.x]\n", "[[client]]\n", "client.a.command=['x', \"\"\"\ny\"\"\"]\nclient.a.names=['b']\n", "\xef\xbb\xbf[client]\r\n", "client={a={command=[\n'x']}}", "a = \"\\\x00\"\n", "[client.\"\"]\n", "a=[[[[[{b=[1]}]]]]]"} {
 		f.Add(text)
@@ -29,7 +28,7 @@ func FuzzConfig(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := Parse("f", []byte(text), inRun)
 		problems, ok := errors.AsType[Problems](err)
-		if (c == nil) != ok || ok && !problems.failed() {
+		if (c == nil) != ok || ok && !failed(problems) {
 			t.Fatalf("config %v, error %v", c != nil, err)
 		}
 		if c != nil {
@@ -59,9 +58,9 @@ func written(c *Config) string {
 	var b strings.Builder
 	section := func(kind, name string, t *target) {
 		fmt.Fprintf(&b, "[%s]\n", name)
-		for _, k := range Keys {
-			if k.Section == kind {
-				fmt.Fprintf(&b, "%s = %s\n", k.Name, literal(k, k.get(t)))
+		for _, k := range keys {
+			if k.section == kind {
+				fmt.Fprintf(&b, "%s = %s\n", k.name, literal(k, k.get(t)))
 			}
 		}
 	}
@@ -74,14 +73,8 @@ func written(c *Config) string {
 }
 
 // literal writes a value as TOML.
-func literal(k Key, v any) string {
-	free := slices.Contains([]string{"command", "directory", "environment", "socket", "control", "run_dir"}, k.Name)
-	text := func(s string) string {
-		if free {
-			s = strings.NewReplacer("%", "%%", "$", "$$").Replace(s)
-		}
-		return quote(s)
-	}
+func literal(k key, v any) string {
+	text := func(s string) string { return quote(strings.NewReplacer("%", "%%", "$", "$$").Replace(s)) }
 	switch v := v.(type) {
 	case time.Duration:
 		return quote(v.String())
@@ -90,7 +83,7 @@ func literal(k Key, v any) string {
 	case syscall.Signal:
 		return quote(unix.SignalName(v))
 	case bool:
-		if k.Name == "strays" {
+		if k.name == "strays" {
 			return map[bool]string{true: "'kill'", false: "'ignore'"}[v]
 		}
 		return fmt.Sprint(v)

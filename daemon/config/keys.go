@@ -4,33 +4,35 @@
 package config
 
 import (
+	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/BurntSushi/toml"
+
 	"zhx/procman"
 )
 
-// A Class says how a change of a key is applied by a reload.
-type Class string
+// A class says how a change of a key is applied by a reload.
+type class string
 
 const (
-	ClassLive    Class = "live"    // to what runs
-	ClassRestart Class = "restart" // the client's process is replaced
-	ClassDaemon  Class = "daemon"  // when zhxd is restarted
+	classLive    class = "live"    // to what runs
+	classRestart class = "restart" // the client's process is replaced
+	classDaemon  class = "daemon"  // when zhxd is restarted
 )
 
-// A Key is one row of the table.
-type Key struct {
-	Section string // "daemon", "watchdog", or "client": those may also stand in [defaults]
-	Name    string
-	value          // Type and Range; how it is set and read
-	Default string // as TOML; "" if there is none, then Without says what holds
-	Without string
-	Class   Class
-	Doc     string // one sentence
+// A key is one row of the table.
+type key struct {
+	section      string // "daemon", "watchdog", or "client": those may also stand in [defaults]
+	name         string
+	class        class
+	defaultValue string // as TOML; "" if there is none
+	value               // what it takes; how it is set and read
+	doc          string // one sentence
 }
 
 // target is what keys are set in. A key uses the part that its section is about.
@@ -43,143 +45,95 @@ type target struct {
 // sections are the tables of the top level.
 var sections = []string{"daemon", "watchdog", "defaults", "client"}
 
-// Keys are all keys, in the order in which they are documented. Do not change it.
-var Keys = []Key{
-	{Section: "daemon", Name: "socket", Class: ClassDaemon,
-		value:   path(func(t *target) *string { return &t.daemon.Socket }),
-		Without: "zhx.sock in run_dir",
-		Doc:     "The Unix socket that clients connect to."},
-	{Section: "daemon", Name: "socket_mode", Class: ClassDaemon,
-		value:   mode(func(t *target) *fs.FileMode { return &t.daemon.SocketMode }),
-		Default: `"0666"`,
-		Doc:     "The mode of that socket; names and identity guard it, a narrower mode may as well."},
-	{Section: "daemon", Name: "socket_group", Class: ClassDaemon,
-		value:   account("group", func(t *target) *string { return &t.daemon.SocketGroup }),
-		Default: `""`,
-		Doc:     `The group of that socket; "" is zhxd's own.`},
-	{Section: "daemon", Name: "tcp", Class: ClassDaemon,
-		value:   loopback(func(t *target) *string { return &t.daemon.TCP }),
-		Default: `"127.1.1.1:8000"`,
-		Doc:     `The loopback address that clients connect to; "" is no TCP, ":0" picks a port of 127.1.1.1.`},
-	{Section: "daemon", Name: "control", Class: ClassDaemon,
-		value:   path(func(t *target) *string { return &t.daemon.Control }),
-		Without: "control.sock in run_dir",
-		Doc:     "The Unix socket that zhxctl connects to."},
-	{Section: "daemon", Name: "control_group", Class: ClassDaemon,
-		value:   account("group", func(t *target) *string { return &t.daemon.ControlGroup }),
-		Default: `""`,
-		Doc:     `The group that may act through zhxctl, beside root and zhxd's own user; "" is zhxd's own.`},
-	{Section: "daemon", Name: "run_dir", Class: ClassDaemon,
-		value:   path(func(t *target) *string { return &t.daemon.RunDir }),
-		Without: "/run/zhx for root, else $XDG_RUNTIME_DIR/zhx",
-		Doc:     "The directory of sockets, log and state; it need not survive a reboot."},
-	{Section: "daemon", Name: "identity", Class: ClassLive,
-		value:   word(func(t *target) *string { return &t.daemon.Identity }, "enforce", "warn"),
-		Default: `"enforce"`,
-		Doc:     "Whether a process that claims a name without proof is refused, or only told of in the log."},
-	{Section: "daemon", Name: "reload", Class: ClassLive,
-		value:   word(func(t *target) *string { return &t.daemon.Reload }, "auto", "manual"),
-		Default: `"auto"`,
-		Doc:     "Whether an edit of this file is applied by itself, or waits for zhxctl reload."},
-	{Section: "daemon", Name: "prototype_presence", Class: ClassDaemon,
-		value:   boolean(func(t *target) *bool { return &t.daemon.PrototypePresence }),
-		Default: `true`,
-		Doc:     "Keeps a sleeping process that `ps -a | grep zhx_server` finds, as the prototype's clients do."},
+// keys are all keys, in the order in which they are documented.
+var keys = []key{
+	{"daemon", "socket", classDaemon, "", path(func(t *target) *string { return &t.daemon.Socket }),
+		"The Unix socket that clients connect to; without it, zhx.sock in run_dir."},
+	{"daemon", "socket_mode", classDaemon, `"0666"`, mode(func(t *target) *fs.FileMode { return &t.daemon.SocketMode }),
+		"The mode of that socket; names and identity guard it, a narrower mode may as well."},
+	{"daemon", "socket_group", classDaemon, `""`, account("group", func(t *target) *string { return &t.daemon.SocketGroup }),
+		`The group of that socket; "" is zhxd's own.`},
+	{"daemon", "tcp", classDaemon, `"127.1.1.1:8000"`, loopback(func(t *target) *string { return &t.daemon.TCP }),
+		`The loopback address that clients connect to; "" is no TCP, ":0" picks a port of 127.1.1.1.`},
+	{"daemon", "control", classDaemon, "", path(func(t *target) *string { return &t.daemon.Control }),
+		"The Unix socket that zhxctl connects to; without it, control.sock in run_dir."},
+	{"daemon", "control_group", classDaemon, `""`, account("group", func(t *target) *string { return &t.daemon.ControlGroup }),
+		`The group that may act through zhxctl, beside root and zhxd's own user; "" is zhxd's own.`},
+	{"daemon", "run_dir", classDaemon, "", path(func(t *target) *string { return &t.daemon.RunDir }),
+		"The directory of sockets, log and state, which need not survive a reboot; without it, /run/zhx for root, else $XDG_RUNTIME_DIR/zhx."},
+	{"daemon", "identity", classLive, `"enforce"`, word(func(t *target) *string { return &t.daemon.Identity }, "enforce", "warn"),
+		"Whether a process that claims a name without proof is refused, or only told of in the log."},
+	{"daemon", "reload", classLive, `"auto"`, word(func(t *target) *string { return &t.daemon.Reload }, "auto", "manual"),
+		"Whether an edit of this file is applied by itself, or waits for zhxctl reload."},
+	{"daemon", "prototype_presence", classDaemon, `true`, boolean(func(t *target) *bool { return &t.daemon.PrototypePresence }),
+		"Keeps a sleeping process that `ps -a | grep zhx_server` finds, as the prototype's clients do."},
 
-	{Section: "watchdog", Name: "interval", Class: ClassLive,
-		value:   duration(10*time.Millisecond, time.Hour, func(t *target) *time.Duration { return &t.watchdog.Interval }),
-		Default: `"3s"`,
-		Doc:     "How often a client is expected to feed."},
-	{Section: "watchdog", Name: "misses", Class: ClassLive,
-		value:   number(1, 1000, func(t *target) *int { return &t.watchdog.Misses }),
-		Default: `3`,
-		Doc:     "After how many intervals without a feed a client is late."},
+	{"watchdog", "interval", classLive, `"3s"`, duration("10ms", "1h", func(t *target) *time.Duration { return &t.watchdog.Interval }),
+		"How often a client is expected to feed."},
+	{"watchdog", "misses", classLive, `3`, number(1, 1000, func(t *target) *int { return &t.watchdog.Misses }),
+		"After how many intervals without a feed a client is late."},
 
-	{Section: "client", Name: "command", Class: ClassRestart,
-		value:   command(func(t *target) *[]string { return &t.client.Command }),
-		Without: "an error: each client needs one",
-		Doc:     "The program and its arguments, without a shell; a program without a slash is looked up in PATH."},
-	{Section: "client", Name: "names", Class: ClassLive,
-		value:   clientNames(func(t *target) *[]string { return &t.client.Names }),
-		Default: `[]`,
-		Doc:     "Further names that the client may claim, all watched as one."},
-	{Section: "client", Name: "directory", Class: ClassRestart,
-		value:   path(func(t *target) *string { return &t.client.Directory }),
-		Default: `"/"`,
-		Doc:     "The directory that the program starts in."},
-	{Section: "client", Name: "environment", Class: ClassRestart,
-		value:   environment(func(t *target) *map[string]string { return &t.client.Environment }),
-		Default: `{}`,
-		Doc:     "Variables for the program, added to those of [defaults]."},
-	{Section: "client", Name: "user", Class: ClassRestart,
-		value:   account("user", func(t *target) *string { return &t.client.User }),
-		Default: `""`,
-		Doc:     `The user that the program runs as; "" is zhxd's own.`},
-	{Section: "client", Name: "group", Class: ClassRestart,
-		value:   account("group", func(t *target) *string { return &t.client.Group }),
-		Default: `""`,
-		Doc:     `The group that the program runs as; "" is the user's.`},
-	{Section: "client", Name: "tty", Class: ClassRestart,
-		value:   boolean(func(t *target) *bool { return &t.client.TTY }),
-		Default: `false`,
-		Doc:     "Gives the program a terminal to write to, for those that buffer their output otherwise."},
-	{Section: "client", Name: "autostart", Class: ClassLive,
-		value:   boolean(func(t *target) *bool { return &t.client.Autostart }),
-		Default: `true`,
-		Doc:     "Starts the client together with zhxd."},
-	{Section: "client", Name: "restart", Class: ClassLive,
-		value:   word(func(t *target) *procman.RestartPolicy { return &t.client.Restart }, procman.Always, procman.OnFailure, procman.Never),
-		Default: `"always"`,
-		Doc:     "After which ends the client is started again."},
-	{Section: "client", Name: "restart_delay", Class: ClassLive,
-		value:   duration(time.Millisecond, time.Hour, func(t *target) *time.Duration { return &t.client.RestartDelay }),
-		Default: `"100ms"`,
-		Doc:     "The wait before a restart; none after a stable run, doubled with each one that was not."},
-	{Section: "client", Name: "restart_delay_max", Class: ClassLive,
-		value:   duration(time.Millisecond, 24*time.Hour, func(t *target) *time.Duration { return &t.client.RestartDelayMax }),
-		Default: `"30s"`,
-		Doc:     "The longest wait before a restart."},
-	{Section: "client", Name: "stable_after", Class: ClassLive,
-		value:   duration(0, 24*time.Hour, func(t *target) *time.Duration { return &t.client.StableAfter }),
-		Default: `"5s"`,
-		Doc:     "How long a run must last to be stable."},
-	{Section: "client", Name: "stop_signal", Class: ClassLive,
-		value:   signal(func(t *target) *syscall.Signal { return &t.client.StopSignal }),
-		Default: `"SIGTERM"`,
-		Doc:     "The signal that asks the program to end."},
-	{Section: "client", Name: "stop_timeout", Class: ClassLive,
-		value:   duration(0, time.Hour, func(t *target) *time.Duration { return &t.client.StopTimeout }),
-		Default: `"5s"`,
-		Doc:     "How long it may take to end before it is killed with all that it started."},
-	{Section: "client", Name: "watchdog", Class: ClassLive,
-		value:   word(func(t *target) *string { return &t.client.Watchdog }, "auto", "required", "off"),
-		Default: `"auto"`,
-		Doc:     "Whether the client is watched from its first watchdog packet on, from its start, or never."},
-	{Section: "client", Name: "watchdog_timeout", Class: ClassLive,
-		value:   duration(10*time.Millisecond, timeoutMax, func(t *target) *time.Duration { return &t.client.WatchdogTimeout }),
-		Without: "[watchdog] interval x misses",
-		Doc:     "How long a watched client may be silent before it is killed and restarted."},
-	{Section: "client", Name: "strays", Class: ClassLive,
-		value:   wordBool(func(t *target) *bool { return &t.client.KillStrays }, "kill", "ignore"),
-		Default: `"kill"`,
-		Doc:     "What happens before the first start to running copies of the program that nobody manages."},
+	{"client", "command", classRestart, "", command(func(t *target) *[]string { return &t.client.Command }),
+		"The program and its arguments, which each client needs, without a shell; a program without a slash is looked up in PATH."},
+	{"client", "names", classLive, `[]`, clientNames(func(t *target) *[]string { return &t.client.Names }),
+		"Further names that the client may claim, all watched as one."},
+	{"client", "directory", classRestart, `"/"`, path(func(t *target) *string { return &t.client.Directory }),
+		"The directory that the program starts in."},
+	{"client", "environment", classRestart, `{}`, environment(func(t *target) *map[string]string { return &t.client.Environment }),
+		"Variables for the program, added to those of [defaults]."},
+	{"client", "user", classRestart, `""`, account("user", func(t *target) *string { return &t.client.User }),
+		`The user that the program runs as; "" is zhxd's own.`},
+	{"client", "group", classRestart, `""`, account("group", func(t *target) *string { return &t.client.Group }),
+		`The group that the program runs as; "" is the user's.`},
+	{"client", "tty", classRestart, `false`, boolean(func(t *target) *bool { return &t.client.TTY }),
+		"Gives the program a terminal to write to, for those that buffer their output otherwise."},
+	{"client", "autostart", classLive, `true`, boolean(func(t *target) *bool { return &t.client.Autostart }),
+		"Starts the client together with zhxd."},
+	{"client", "restart", classLive, `"always"`, word(func(t *target) *procman.RestartPolicy { return &t.client.Restart }, procman.Always, procman.OnFailure, procman.Never),
+		"After which ends the client is started again."},
+	{"client", "restart_delay", classLive, `"100ms"`, duration("1ms", "1h", func(t *target) *time.Duration { return &t.client.RestartDelay }),
+		"The wait before a restart; none after a stable run, doubled with each one that was not."},
+	{"client", "restart_delay_max", classLive, `"30s"`, duration("1ms", "24h", func(t *target) *time.Duration { return &t.client.RestartDelayMax }),
+		"The longest wait before a restart."},
+	{"client", "stable_after", classLive, `"5s"`, duration("0s", "24h", func(t *target) *time.Duration { return &t.client.StableAfter }),
+		"How long a run must last to be stable."},
+	{"client", "stop_signal", classLive, `"SIGTERM"`, signal(func(t *target) *syscall.Signal { return &t.client.StopSignal }),
+		"The signal that asks the program to end."},
+	{"client", "stop_timeout", classLive, `"5s"`, duration("0s", "1h", func(t *target) *time.Duration { return &t.client.StopTimeout }),
+		"How long it may take to end before it is killed with all that it started."},
+	{"client", "watchdog", classLive, `"auto"`, word(func(t *target) *string { return &t.client.Watchdog }, "auto", "required", "off"),
+		"Whether the client is watched from its first watchdog packet on, from its start, or never."},
+	{"client", "watchdog_timeout", classLive, "", duration("10ms", "24h", func(t *target) *time.Duration { return &t.client.WatchdogTimeout }),
+		"How long a watched client may be silent before it is killed and restarted; without it, [watchdog] interval x misses."},
+	{"client", "strays", classLive, `"kill"`, wordBool(func(t *target) *bool { return &t.client.KillStrays }, "kill", "ignore"),
+		"What happens before the first start to running copies of the program that nobody manages."},
 }
 
-// lookup finds a key; the letters must be the same.
-func lookup(section, name string) *Key {
-	for i := range Keys {
-		if k := &Keys[i]; k.Section == section && k.Name == name {
-			return k
-		}
+// reset sets the default.
+func (k *key) reset(t *target) {
+	if k.defaultValue == "" {
+		return
 	}
-	return nil
+	var v struct{ V any }
+	_, err := toml.Decode("V = "+k.defaultValue, &v)
+	if err == nil {
+		err = k.set(t, v.V)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("config: default of %s: %v", k.name, err))
+	}
 }
 
-// names are the keys of a section.
-func names(section string) (names []string) {
-	for _, k := range Keys {
-		if k.Section == section {
-			names = append(names, k.Name)
+// in tells whether the key may stand in a section of the top level.
+func (k *key) in(section string) bool {
+	return k.section == section || k.section == "client" && section == "defaults"
+}
+
+// keysOf lists the names of the keys of a section of the top level.
+func keysOf(section string) (names []string) {
+	for _, k := range keys {
+		if k.in(section) {
+			names = append(names, k.name)
 		}
 	}
 	return names
@@ -189,8 +143,7 @@ func names(section string) (names []string) {
 func homes(name string) string {
 	var at []string
 	for _, s := range sections {
-		kind := strings.Replace(s, "defaults", "client", 1)
-		if slices.Contains(names(kind), name) {
+		if slices.Contains(keysOf(s), name) {
 			at = append(at, "["+strings.Replace(s, "client", "client.NAME", 1)+"]")
 		}
 	}

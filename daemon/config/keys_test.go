@@ -40,8 +40,8 @@ func TestContract(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^([a-z_]+) *=`).FindAllStringSubmatch(string(data), -1) {
 		shown = append(shown, m[1])
 	}
-	for _, k := range Keys {
-		real = append(real, k.Name)
+	for _, k := range keys {
+		real = append(real, k.name)
 	}
 	slices.Sort(shown)
 	slices.Sort(real)
@@ -52,22 +52,22 @@ func TestContract(t *testing.T) {
 
 // Every row of the table is whole, and its default is accepted where the key may stand and is what holds without it.
 func TestKeys(t *testing.T) {
-	for _, k := range Keys {
-		if k.Type == "" || k.Class == "" || (k.Default == "") == (k.Without == "") || !strings.HasSuffix(k.Doc, ".") || strings.Contains(k.Doc, ". ") {
-			t.Errorf("[%s] %s is not whole: %+v", k.Section, k.Name, k)
+	for _, k := range keys {
+		if k.takes == "" || k.class == "" || !strings.HasSuffix(k.doc, ".") || strings.Contains(k.doc, ". ") {
+			t.Errorf("[%s] %s is not whole: %+v", k.section, k.name, k)
 		}
-		if k.Default == "" {
+		if k.defaultValue == "" {
 			continue
 		}
-		places := []string{k.Section}
-		if k.Section == "client" {
+		places := []string{k.section}
+		if k.section == "client" {
 			places = []string{"defaults", "client.a"}
 		}
 		without, _ := parsed("[client.a]\ncommand = ['x']\n")
 		for _, place := range places {
-			text := "[" + place + "]\n" + k.Name + " = " + k.Default + "\n[client.a]\ncommand = ['x']\n"
+			text := "[" + place + "]\n" + k.name + " = " + k.defaultValue + "\n[client.a]\ncommand = ['x']\n"
 			if place == "client.a" {
-				text = "[client.a]\ncommand = ['x']\n" + k.Name + " = " + k.Default + "\n"
+				text = "[client.a]\ncommand = ['x']\n" + k.name + " = " + k.defaultValue + "\n"
 			}
 			with, problems := parsed(text)
 			if problems != nil {
@@ -91,11 +91,11 @@ func TestClassesAgree(t *testing.T) {
 			classes[tag.Get("key")] = tag.Get("class")
 		}
 	}
-	for _, k := range Keys {
-		class, known := classes[k.Name]
-		delete(classes, k.Name)
-		if k.Section == "client" && known && class != string(k.Class) {
-			t.Errorf("%s is %s here and %s in procman", k.Name, k.Class, class)
+	for _, k := range keys {
+		class, known := classes[k.name]
+		delete(classes, k.name)
+		if k.section == "client" && known && class != string(k.class) {
+			t.Errorf("%s is %s here and %s in procman", k.name, k.class, class)
 		}
 	}
 	if len(classes) > 0 {
@@ -130,9 +130,9 @@ func TestShipped(t *testing.T) {
 	if d := cmp.Diff(bare, full); d != "" {
 		t.Errorf("it does not show the defaults: -default +shown\n%s", d)
 	}
-	for _, k := range Keys {
-		if !regexp.MustCompile(`(?m)^` + k.Name + ` *=`).MatchString(text) {
-			t.Errorf("it does not show %s", k.Name)
+	for _, k := range keys {
+		if !regexp.MustCompile(`(?m)^` + k.name + ` *=`).MatchString(text) {
+			t.Errorf("it does not show %s", k.name)
 		}
 	}
 }

@@ -27,10 +27,8 @@ func (f *file) lookUp(c *Config) {
 		who := fmt.Sprintf("client %q cannot start as it is", cl.Name)
 		warn(f.where(cl.Name, "user"), who, findAccount("user", cl.User))
 		warn(f.where(cl.Name, "group"), who, findAccount("group", cl.Group))
-		if fi, err := os.Stat(cl.Directory); err != nil {
+		if _, err := os.Stat(cl.Directory + "/"); err != nil {
 			warn(f.where(cl.Name, "directory"), who, fmt.Errorf("directory %q: %w", cl.Directory, bare(err)))
-		} else if !fi.IsDir() {
-			warn(f.where(cl.Name, "directory"), who, fmt.Errorf("%q is no directory", cl.Directory))
 		}
 		if len(cl.Command) > 0 {
 			warn(f.where(cl.Name, "command"), who, findCommand(cl))
@@ -40,45 +38,37 @@ func (f *file) lookUp(c *Config) {
 
 // findCommand finds the program as the client's start will: in its PATH, or as a path seen from its directory.
 func findCommand(cl Client) error {
-	name := cl.Command[0]
-	if strings.Contains(name, "/") {
-		if !filepath.IsAbs(name) {
-			name = filepath.Join(cl.Directory, name)
+	name, dirs, where := cl.Command[0], []string{cl.Directory}, ""
+	switch {
+	case filepath.IsAbs(name):
+		dirs = []string{"/"}
+	case !strings.Contains(name, "/"):
+		path, ok := cl.Environment["PATH"]
+		if !ok {
+			path = os.Getenv("PATH")
 		}
-		return executable(name)
+		dirs, where = filepath.SplitList(path), fmt.Sprintf(" in PATH, %q", path)
 	}
-	path, ok := cl.Environment["PATH"]
-	if !ok {
-		path = os.Getenv("PATH")
-	}
-	for _, dir := range filepath.SplitList(path) {
-		if executable(filepath.Join(dir, name)) == nil {
+	for _, dir := range dirs {
+		if fi, err := os.Stat(filepath.Join(dir, name)); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
 			return nil
 		}
 	}
-	return fmt.Errorf("command %q is not found in PATH, %q", name, path)
+	return fmt.Errorf("command %q is not an executable file%s", name, where)
 }
 
-func executable(name string) error {
-	switch fi, err := os.Stat(name); {
-	case err != nil:
-		return fmt.Errorf("command %q: %w", name, bare(err))
-	case !fi.Mode().IsRegular() || fi.Mode()&0o111 == 0:
-		return fmt.Errorf("command %q is not executable", name)
-	}
-	return nil
-}
-
-// findAccount finds a user or group by name. A number needs no name.
-func findAccount(what, name string) error {
-	_, err := strconv.ParseUint(name, 10, 32)
+// findAccount finds a user or group by name or number. A group's number needs no entry.
+func findAccount(what, name string) (err error) {
+	_, notNumber := strconv.ParseUint(name, 10, 32)
 	switch {
-	case name == "" || err == nil:
+	case name == "" || what == "group" && notNumber == nil:
 		return nil
-	case what == "user":
-		_, err = user.Lookup(name)
-	default:
+	case what == "group":
 		_, err = user.LookupGroup(name)
+	case notNumber == nil:
+		_, err = user.LookupId(name)
+	default:
+		_, err = user.Lookup(name)
 	}
 	if err != nil {
 		return fmt.Errorf("%s %q is not known", what, name)

@@ -49,58 +49,50 @@ func (ps Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-func (ps Problems) failed() bool {
-	return slices.ContainsFunc(ps, func(p Problem) bool { return !p.Warning })
-}
-
 // file is a file being checked.
 type file struct {
-	path             string
-	text             string // without a byte order mark
-	md               toml.MetaData
-	top              map[string]toml.Primitive // the same tables twice: for positions,
-	tree             map[string]any            // and for values
-	problems         Problems
-	errors, warnings int // how many of them
+	path     string
+	text     string // without a byte order mark
+	md       toml.MetaData
+	top      map[string]toml.Primitive // the same tables twice: for positions,
+	tree     map[string]any            // and for values
+	problems Problems
+	count    map[bool]int // of the warnings (true) and of the errors, those left out included
 }
 
 // decode reads the TOML. A syntax error is the only problem then.
-func (f *file) decode(data []byte) (ok bool) {
+func (f *file) decode() (ok bool) {
 	defer func() { // zhxd does not die of a file
 		if r := recover(); r != nil {
 			f.report(nil, false, "no TOML that can be read: %v", r)
 			ok = false
 		}
 	}()
-	f.text = strings.TrimPrefix(string(data), "\ufeff")
 	var err error
-	if f.md, err = toml.Decode(f.text, &f.top); err != nil {
+	if f.md, err = toml.Decode(f.text, &f.top); err == nil {
+		_, err = toml.Decode(f.text, &f.tree)
+	}
+	if err != nil {
 		text := err.Error()
 		if pe, is := errors.AsType[toml.ParseError](err); is {
 			text = pe.Message
 		}
-		f.problems = Problems{{File: f.path, Line: f.position(err), Text: printable(text)}}
-		return false
+		f.report(nil, false, "%s", text)
+		f.problems[0].Line = f.position(err)
 	}
-	f.tree = make(map[string]any)
-	for name, p := range f.top {
-		var v any
-		if err := f.md.PrimitiveDecode(p, &v); err != nil {
-			f.report([]string{name}, false, "%v", err)
-			return false
-		}
-		f.tree[name] = v
-	}
-	return true
+	return err == nil
 }
 
-// printable escapes what a file may hold and a terminal must not get: the library's errors have the file's text as it is.
+// printable escapes what a file may hold and a terminal must not get, and cuts what is too long.
 func printable(s string) string {
 	var b strings.Builder
-	for _, r := range s {
-		if unicode.IsPrint(r) {
+	for i, r := range s {
+		switch {
+		case i > textMax:
+			return b.String() + "..."
+		case unicode.IsPrint(r):
 			b.WriteRune(r)
-		} else {
+		default:
 			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
 		}
 	}
@@ -109,22 +101,15 @@ func printable(s string) string {
 
 // report notes a problem with the key or section at path.
 func (f *file) report(path []string, warning bool, format string, args ...any) {
-	count := &f.errors
-	if warning {
-		count = &f.warnings
-	}
-	if *count++; *count > problemsMax {
+	if f.count[warning]++; f.count[warning] > problemsMax {
 		return
 	}
-	p := Problem{File: f.path, Line: f.line(path), Text: printable(fmt.Sprintf(format, args...)), Warning: warning}
-	if len(path) > 0 {
-		n := 1
-		if path[0] == "client" {
-			n = min(2, len(path))
-		}
-		p.Section = section(path[:n])
+	top := path[:min(len(path), 1)]
+	if len(path) > 1 && path[0] == "client" {
+		top = path[:2]
 	}
-	f.problems = append(f.problems, p)
+	f.problems = append(f.problems, Problem{
+		File: f.path, Line: f.line(path), Section: section(top), Text: printable(fmt.Sprintf(format, args...)), Warning: warning})
 }
 
 // result is what Load and Parse return.
@@ -132,7 +117,7 @@ func (f *file) result(c *Config) (*Config, error) {
 	slices.SortStableFunc(f.problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Text, b.Text))
 	})
-	if f.problems.failed() {
+	if f.count[false] > 0 {
 		return nil, f.problems
 	}
 	c.Warnings = f.problems
@@ -162,16 +147,13 @@ func (f *file) line(path []string) int {
 // value that fails to decode.
 func (f *file) exact(path []string) int {
 	table := f.top
-	for i, name := range path {
-		p, ok := table[name]
-		if !ok {
-			return 0
-		}
-		if i == len(path)-1 {
-			return f.position(f.md.PrimitiveDecode(p, &undecodable{}))
-		}
+	for _, name := range path[:len(path)-1] {
+		p := table[name]
 		table = nil
 		f.md.PrimitiveDecode(p, &table) // no table: stays nil
+	}
+	if p, ok := table[path[len(path)-1]]; ok {
+		return f.position(f.md.PrimitiveDecode(p, &undecodable{}))
 	}
 	return 0
 }
@@ -191,41 +173,41 @@ type undecodable struct{}
 
 func (*undecodable) UnmarshalTOML(any) error { return errors.New("undecodable") }
 
-// has tells whether the file has that key.
-func (f *file) has(path ...string) bool { return f.md.IsDefined(path...) }
-
-// where is the path of a client's key: its own, or that of [defaults], or the client itself.
-func (f *file) where(client, key string) []string {
-	switch {
-	case f.has("client", client, key):
-		return []string{"client", client, key}
-	case f.has("defaults", key):
-		return []string{"defaults", key}
+// where is the path of the first of the keys that a client has, itself or by [defaults]; else of the client.
+func (f *file) where(client string, keys ...string) []string {
+	for _, key := range keys {
+		for _, path := range [][]string{{"client", client, key}, {"defaults", key}} {
+			if f.md.IsDefined(path...) {
+				return path
+			}
+		}
 	}
 	return []string{"client", client}
 }
 
-// clients lists the names below client, in the order of the file.
+// clients lists the tables below client, in the order of the file.
 func (f *file) clients() (names []string) {
 	table, ok := f.tree["client"].(map[string]any)
-	if !ok {
-		if f.tree["client"] != nil {
-			f.report([]string{"client"}, false, "clients are written [client.NAME]")
-		}
-		return nil
+	if !ok && f.tree["client"] != nil {
+		f.report([]string{"client"}, false, "clients are written [client.NAME]")
 	}
 	seen := make(map[string]bool)
 	for _, key := range f.md.Keys() {
-		if key[0] == "client" && len(key) > 1 && table[key[1]] != nil && !seen[key[1]] {
-			seen[key[1]] = true
+		if key[0] != "client" || len(key) == 1 || seen[key[1]] {
+			continue
+		}
+		seen[key[1]] = true
+		if _, ok := table[key[1]].(map[string]any); ok {
 			names = append(names, key[1])
+		} else if table != nil {
+			f.report(key[:2], false, "%q in [client]: clients are written [client.NAME]", key[1])
 		}
 	}
 	return names
 }
 
-// fill sets the keys of one table, which has the keys of kind.
-func (f *file) fill(path []string, kind string, t *target) {
+// fill sets the keys of one table.
+func (f *file) fill(path []string, t *target) {
 	var v any = f.tree
 	for _, name := range path {
 		v = v.(map[string]any)[name]
@@ -233,30 +215,52 @@ func (f *file) fill(path []string, kind string, t *target) {
 	table, ok := v.(map[string]any)
 	if !ok {
 		f.report(path, false, "%s must be a section, [%s]", section(path), section(path))
-		return
 	}
 	for name, v := range table {
 		at := append(slices.Clone(path), name)
-		k := lookup(kind, name)
-		if k == nil {
-			f.report(at, false, "%s", unknownKey(name, kind, section(path)))
+		i := slices.IndexFunc(keys, func(k key) bool { return k.name == name && k.in(path[0]) })
+		if i < 0 {
+			f.report(at, false, "%s", unknownKey(name, path))
 			continue
 		}
-		if err := k.set(t, v); err != nil {
+		err := keys[i].set(t, v)
+		if e, ok := errors.AsType[entryError](err); ok {
+			at = append(at, e.key)
+		}
+		if err != nil {
 			f.report(at, false, "%s in [%s]: %v", name, section(path), err)
 		}
 	}
 }
 
-func unknownKey(name, kind, section string) string {
-	text := fmt.Sprintf("unknown key %q in [%s]", name, section)
-	if s := suggest(name, names(kind)); s != "" {
-		return fmt.Sprintf("%s; did you mean %q?", text, s)
-	}
+func unknownKey(name string, path []string) string {
+	text := fmt.Sprintf("unknown key %q in [%s]", name, section(path))
 	if h := homes(name); h != "" {
 		return fmt.Sprintf("%s; it belongs into %s", text, h)
 	}
+	if s := suggest(name, keysOf(path[0])); s != "" {
+		return fmt.Sprintf("%s; did you mean %q?", text, s)
+	}
 	return text
+}
+
+// unknownSection is what to say of a key at the top level that is none of ours.
+func (f *file) unknownSection(name string) string {
+	table, isTable := f.tree[name].(map[string]any)
+	switch {
+	case !isTable && homes(name) != "":
+		return fmt.Sprintf("key %q stands in no section; it belongs into %s", name, homes(name))
+	case !isTable:
+		return fmt.Sprintf("unknown key %q outside of any section", name)
+	}
+	text, meant := fmt.Sprintf("unknown section [%s]", section([]string{name})), suggest(name, sections)
+	if meant == "" && table["command"] != nil {
+		meant = section([]string{"client", name})
+	}
+	if meant == "" {
+		return fmt.Sprintf("%s; there are [%s]", text, strings.Join(sections, "], ["))
+	}
+	return fmt.Sprintf("%s; did you mean [%s]?", text, meant)
 }
 
 // section writes a path as it stands in brackets.

@@ -49,21 +49,13 @@ func lookAt(path string) look {
 // Whoever wants to know that a file has stood still for a time starts that time anew at each call, and compares Config.Sum
 // at its end.
 func (c *Config) Watch(ctx context.Context, changed func()) error {
-	return watch(ctx, c.Path, look{sum: c.Sum}, changed)
-}
-
-// Watch is Config.Watch of a file that was not loaded: it is compared with what it is like now.
-func Watch(ctx context.Context, path string, changed func()) error {
-	return watch(ctx, path, lookAt(path), changed)
-}
-
-func watch(ctx context.Context, path string, last look, changed func()) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", path, err)
+		return fmt.Errorf("watch %s: %w", c.Path, err)
 	}
 	defer w.Close()
-	places, err := follow(w, path)
+	last := look{sum: c.Sum}
+	places, err := follow(w, c.Path)
 	quiet := time.NewTimer(0) // the first look: the file may have changed before it was watched
 	var since time.Time       // of the first event that was not looked at yet
 	for err == nil {
@@ -72,13 +64,13 @@ func watch(ctx context.Context, path string, last look, changed func()) error {
 			return ctx.Err()
 		case <-w.Errors: // events were lost: look
 		case e := <-w.Events:
-			if !slices.Contains(places, e.Name) {
+			if !slices.Contains(places, filepath.Clean(e.Name)) { // what is in / it calls //file
 				continue
 			}
 		case <-quiet.C:
 			since = time.Time{}
-			places, err = follow(w, path)
-			if now := lookAt(path); now != last {
+			places, err = follow(w, c.Path)
+			if now := lookAt(c.Path); now != last {
 				last = now
 				changed()
 			}

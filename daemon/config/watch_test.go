@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -236,27 +235,20 @@ func TestWatchFromLoaded(t *testing.T) {
 	l.await("#1")
 }
 
-// asked is a context that tells when somebody first waits for its end.
-type asked struct {
-	context.Context
-	once *sync.Once
-	told chan struct{}
-}
-
-func (a asked) Done() <-chan struct{} {
-	a.once.Do(func() { close(a.told) })
-	return a.Context.Done()
-}
-
-// Watch of a file that was not loaded compares with what it is like when Watch is called.
-func TestWatchUnloaded(t *testing.T) {
-	path := t.TempDir() + "/clients.toml"
-	begun := make(chan struct{})
-	l := startLooking(t, path, func(ctx context.Context, changed func()) error {
-		return Watch(asked{ctx, new(sync.Once), begun}, path, changed)
-	})
-	<-begun
-	l.must(save(path, "#"))
+// A file in / and one whose directory is there: fsnotify names them with two slashes.
+func TestWatchRoot(t *testing.T) {
+	dir, err := os.MkdirTemp("/", "zhx-test-")
+	if err != nil {
+		t.Skip("needs a directory of its own in /: ", err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	path := dir + "/clients.toml"
+	l := startLooking(t, path, (&Config{Path: path}).Watch)
+	l.await(missing)
+	l.must(os.Mkdir(dir, 0o755), save(path, "#"))
 	l.await("#")
 }
 
