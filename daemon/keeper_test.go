@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	sdaemon "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 )
 
 // keptEnv is where the stand-in for zhxd finds the test that plays with it.
@@ -66,7 +68,7 @@ func (k *kept) line(t *testing.T) string {
 	return k.in.Text()
 }
 
-// stage runs Keep on stand-ins and hands each of them to the test.
+// stage runs a keeper on stand-ins and hands each of them to the test.
 type stage struct {
 	t    *testing.T
 	ln   *net.UnixListener
@@ -84,9 +86,12 @@ func keepStandIns(t *testing.T) *stage {
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // a program with the race detector lingers for a second
 	ctx, stop := context.WithCancel(t.Context())
 	s := &stage{t: t, ln: ln, code: make(chan int, 1), stop: stop}
-	argv := []string{os.Args[0], "-test.run=^TestKept$"}
+	k := keeper{
+		argv: []string{os.Args[0], "-test.run=^TestKept$"}, notify: filepath.Join(t.TempDir(), "n"),
+		log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
 	go func() {
-		s.code <- Keep(ctx, argv, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		s.code <- k.keep(ctx)
 		ln.Close()
 	}()
 	t.Cleanup(func() {
@@ -112,11 +117,11 @@ func (s *stage) next() *kept {
 	return k
 }
 
-// ends checks that Keep returns want and starts nothing any more.
+// ends checks that keep returns want and starts nothing any more.
 func (s *stage) ends(want int) {
 	s.t.Helper()
 	if got := <-s.code; got != want {
-		s.t.Errorf("Keep returned %d, want %d", got, want)
+		s.t.Errorf("keep returned %d, want %d", got, want)
 	}
 	if c, err := s.ln.Accept(); err == nil {
 		c.Close()
@@ -160,13 +165,13 @@ func TestKeepRestarts(t *testing.T) {
 		t.Errorf("pid %d after pid %d, %s later; want another within a second", second.pid, first.pid, took)
 	}
 
-	fmt.Fprintln(second, "ready\nexit 1") // READY is heard although it ends at once
-	third := s.next()
+	fmt.Fprintln(second, "ready")
 	buf := make([]byte, 100)
 	if n, err := notify.Read(buf); err != nil || string(buf[:n]) != "STATUS=well\nREADY=1" {
 		t.Errorf("passed on %q, %v", buf[:n], err)
 	}
-
+	fmt.Fprintln(second, "exit 1")
+	third := s.next()
 	fmt.Fprintln(third, "exit 2") // no longer anybody's answer: the file may be mended while zhxd is away
 	fmt.Fprintln(s.next(), "exit 0")
 	s.ends(0)
@@ -198,8 +203,9 @@ func TestKeepEndsWithContext(t *testing.T) {
 
 func TestKeepWithoutProgram(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	if got := Keep(t.Context(), []string{filepath.Join(t.TempDir(), "zhxd")}, log); got != 1 {
-		t.Errorf("Keep returned %d, want 1", got)
+	k := keeper{argv: []string{filepath.Join(t.TempDir(), "zhxd")}, notify: filepath.Join(t.TempDir(), "n"), log: log}
+	if got := k.keep(t.Context()); got != 1 {
+		t.Errorf("keep returned %d, want 1", got)
 	}
 }
 
@@ -219,5 +225,56 @@ func TestKeeperDelay(t *testing.T) {
 		if got := keeperDelay(tt.before, tt.lived); got != tt.want {
 			t.Errorf("%s: %s, want %s", tt.purpose, got, tt.want)
 		}
+	}
+}
+
+// guardEnv holds the configuration for which a stand-in asks for the lock.
+const guardEnv = "ZHX_TEST_GUARD"
+
+// TestGuarded is no test but the other keeper of TestGuard.
+func TestGuarded(t *testing.T) {
+	if path := os.Getenv(guardEnv); path != "" {
+		_, err := guard(Options{Config: path})
+		fmt.Println(err)
+	}
+}
+
+// Two keepers would start zhxd again in turn, also after a shutdown; and zhxd's own lock is not in the keeper's way.
+func TestGuard(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "clients.toml")
+	os.Chmod(dir, 0o755)
+	if err := os.WriteFile(path, fmt.Appendf(nil, "[daemon]\nrun_dir = %q\n", dir+"/run"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if state, err := guard(Options{Config: path}); err != nil || state != dir+"/run/state" {
+		t.Fatal(state, err)
+	}
+	other := exec.Command(os.Args[0], "-test.run=^TestGuarded$")
+	other.Env = append(os.Environ(), guardEnv+"="+path, "GORACE=atexit_sleep_ms=0")
+	out, err := other.Output()
+	if want := fmt.Sprintf("the keeper with pid %d has %s/run", os.Getpid(), dir); err != nil || !strings.Contains(string(out), want) {
+		t.Errorf("got %s %v, want %s", out, err, want)
+	}
+	held, err := holdRundir(dir + "/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.release()
+}
+
+// What a zhxd that is started again says before it has its log must not be lost.
+func TestKeeperStderr(t *testing.T) {
+	stderr, err := unix.Dup(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(stderr)
+	k := keeper{logFile: filepath.Join(t.TempDir(), "zhxd.log")}
+	k.toLog()
+	fmt.Fprint(os.Stderr, "invalid configuration")
+	unix.Dup3(stderr, 2, 0)
+	if text, err := os.ReadFile(k.logFile); string(text) != "invalid configuration" {
+		t.Errorf("the log has %q, %v", text, err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"zhx/daemon/control"
 )
 
+// This file acts on clients, one verb each.
+
 func (a *app) startCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "start [NAME…]",
@@ -18,10 +20,9 @@ func (a *app) startCmd() *cobra.Command {
 Without names, start zhxd in the background, under a keeper that starts it again should it die, and return when its sockets
 listen and its clients were started. Where systemd has a zhx.service enabled, and neither --config nor --control says that
 another zhxd is meant, that service is started instead.`,
-		ValidArgsFunction: a.complete,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if len(names) == 0 {
-				return a.startDaemon(cmd.Context())
+				return a.ask(cmd.Context(), startLimit, a.startDaemon)
 			}
 			return a.act(cmd.Context(), (*control.Client).Start, control.Which{Names: names})
 		},
@@ -41,9 +42,8 @@ type verb func(*control.Client, context.Context, control.Which) (control.Outcome
 func (a *app) actCmd(name, short string, do verb) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
-		Use:               name + " NAME…|--all",
-		Short:             short,
-		ValidArgsFunction: a.complete,
+		Use:   name + " NAME…|--all",
+		Short: short,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if all == (len(names) > 0) {
 				hint := fmt.Sprintf("zhxctl %s NAME…  or  zhxctl %[1]s --all  (zhxd itself: zhxctl shutdown)", name)
@@ -58,31 +58,21 @@ func (a *app) actCmd(name, short string, do verb) *cobra.Command {
 
 // act does a verb and tells its outcomes. The exit code is that of the first client with which it failed.
 func (a *app) act(ctx context.Context, do verb, w control.Which) error {
-	zhxd, ctx, cancel, err := a.daemon(ctx, actLimit)
-	if err != nil {
-		return err
-	}
-	defer cancel()
-	out, err := do(zhxd, ctx, w)
-	if err != nil {
-		return err
-	}
-	code := 0
-	for _, c := range out.Clients {
-		switch {
-		case c.Error != nil:
-			a.tell(c.Error)
-			if code == 0 {
-				code = c.Error.Code
+	return a.ask(ctx, actLimit, func(ctx context.Context, zhxd *control.Client) error {
+		out, err := do(zhxd, ctx, w)
+		for _, c := range out.Clients {
+			switch {
+			case c.Error != nil:
+				a.tell(c.Error)
+				if err == nil {
+					err = exit(c.Error.Code)
+				}
+			case c.PID != nil:
+				fmt.Fprintf(a.out, "%s: %s, pid %d\n", c.Name, c.Text, *c.PID)
+			default:
+				fmt.Fprintf(a.out, "%s: %s\n", c.Name, c.Text)
 			}
-		case c.PID != nil:
-			fmt.Fprintf(a.out, "%s: %s, pid %d\n", c.Name, c.Text, *c.PID)
-		default:
-			fmt.Fprintf(a.out, "%s: %s\n", c.Name, c.Text)
 		}
-	}
-	if code != 0 {
-		return exit(code)
-	}
-	return nil
+		return err
+	})
 }

@@ -1,15 +1,85 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
+	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 
 	"zhx/daemon/config"
 	"zhx/daemon/control"
 )
+
+// This file is about the configuration: where it says that zhxd is, whether it is valid, and reading it again.
+
+const (
+	defaultConfig = "/etc/zhx/clients.toml"
+	defaultRunDir = "/run/zhx"
+	controlName   = "control.sock"
+)
+
+// socket is the path of the control socket. It must be found also where the configuration has become unreadable, since then
+// people look at the status: so this is lenient, unlike zhxd.
+func (a *app) socket() (string, error) {
+	if path := cmp.Or(a.control, os.Getenv("ZHX_CONTROL")); path != "" {
+		return path, nil
+	}
+	data, err := os.ReadFile(cmp.Or(a.config, defaultConfig))
+	if err != nil && a.config != "" {
+		return "", control.Errorf(control.CodeUsage, "name the control socket itself with --control", "look for [daemon] control: %w", err)
+	}
+	var found struct {
+		Daemon struct {
+			Control string
+			RunDir  string `toml:"run_dir"`
+		}
+	}
+	lines := bytes.SplitAfter(data, []byte("\n"))
+	for n := len(lines); n > 0; { // what stands above a mistake may do
+		bad, ok := errors.AsType[toml.ParseError](toml.Unmarshal(bytes.Join(lines[:n], nil), &found))
+		if !ok {
+			break
+		}
+		n = min(bad.Position.Line, n) - 1
+	}
+	board := filepath.Join(cmp.Or(found.Daemon.RunDir, defaultRunDir), controlName)
+	own := os.Getenv("XDG_RUNTIME_DIR")
+	switch {
+	case found.Daemon.Control != "":
+		return found.Daemon.Control, nil
+	case found.Daemon.RunDir != "" || os.Geteuid() == 0 || !filepath.IsAbs(own):
+		return board, nil
+	}
+	own = filepath.Join(own, "zhx", controlName)
+	_, notMine := os.Lstat(own)
+	if _, err := os.Lstat(board); err == nil && notMine != nil {
+		return board, nil
+	}
+	return own, nil // also where neither is there: it is the one that `start` would make
+}
+
+// load reads the configuration, and gives its problems besides, whether or not it is valid.
+func (a *app) load() (*config.Config, []control.Problem, error) {
+	conf, err := config.Load(cmp.Or(a.config, defaultConfig), config.Options{})
+	found, ok := errors.AsType[config.Problems](err)
+	switch {
+	case err == nil:
+		found = conf.Warnings
+	case !ok:
+		return nil, nil, err
+	}
+	problems := make([]control.Problem, 0, len(found))
+	for _, p := range found {
+		problems = append(problems, control.Problem(p))
+	}
+	return conf, problems, nil
+}
 
 func (a *app) checkCmd() *cobra.Command {
 	return a.asJSON(&cobra.Command{
@@ -25,66 +95,43 @@ func (a *app) checkCmd() *cobra.Command {
 	})
 }
 
-// load reads the configuration, and gives its problems besides, whether or not it is valid.
-func (a *app) load() (*config.Config, []control.Problem, error) {
-	path := a.config
-	if path == "" {
-		path = defaultConfig
-	}
-	conf, err := config.Load(path, config.Options{})
-	found, ok := errors.AsType[config.Problems](err)
-	switch {
-	case err == nil:
-		found = conf.Warnings
-	case !ok:
-		return nil, nil, err
-	}
-	problems := make([]control.Problem, 0, len(found))
-	for _, p := range found {
-		problems = append(problems, control.Problem(p))
-	}
-	return conf, problems, nil
-}
-
 func (a *app) check() error {
 	conf, problems, err := a.load()
 	if err != nil {
 		return err
 	}
-	var names []string
+	names, warnings := []string{}, 0
+	for _, p := range problems {
+		if p.Warning {
+			warnings++
+		}
+	}
 	if conf != nil {
 		for _, c := range conf.Clients {
 			names = append(names, c.Name)
 		}
 	}
 	if a.json {
-		err = a.printJSON(struct {
+		a.printJSON(struct {
 			V        int               `json:"v"`
 			Valid    bool              `json:"valid"`
 			Clients  []string          `json:"clients"`
 			Problems []control.Problem `json:"problems"`
-		}{1, conf != nil, append([]string{}, names...), problems})
+		}{1, conf != nil, names, problems})
 	} else {
-		warnings := 0
 		for _, p := range problems {
-			fmt.Fprintln(a.out, a.clean(a.out, problem(p)))
-			if p.Warning {
-				warnings++
-			}
+			fmt.Fprintln(a.out, a.clean(config.Problem(p).String()))
 		}
-		switch errs := len(problems) - warnings; {
-		case conf == nil:
-			fmt.Fprintf(a.out, "%s, %s\n", count(errs, "error"), count(warnings, "warning"))
-		case warnings > 0:
-			fmt.Fprintf(a.out, "%s: valid, %s, %s\n", conf.Path, count(len(names), "client"), count(warnings, "warning"))
-		default:
-			fmt.Fprintf(a.out, "%s: valid, %s\n", conf.Path, count(len(names), "client"))
+		summary := fmt.Sprintf("%s, %s", count(len(problems)-warnings, "error"), count(warnings, "warning"))
+		if conf != nil {
+			summary = fmt.Sprintf("%s: valid, %s, %s", conf.Path, count(len(names), "client"), count(warnings, "warning"))
 		}
+		fmt.Fprintln(a.out, summary)
 	}
-	if err == nil && conf == nil {
+	if conf == nil {
 		return exit(control.CodeUsage)
 	}
-	return err
+	return nil
 }
 
 func (a *app) reloadCmd() *cobra.Command {
@@ -92,39 +139,33 @@ func (a *app) reloadCmd() *cobra.Command {
 		Use:   "reload",
 		Short: "have zhxd read its configuration again, and show what that changed",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return a.reload(cmd.Context()) },
+		RunE:  func(cmd *cobra.Command, _ []string) error { return a.ask(cmd.Context(), readLimit, a.reload) },
 	})
 }
 
-func (a *app) reload(ctx context.Context) error {
-	zhxd, ctx, cancel, err := a.daemon(ctx, readLimit)
-	if err != nil {
-		return err
-	}
-	defer cancel()
+func (a *app) reload(ctx context.Context, zhxd *control.Client) error {
 	res, err := zhxd.Reload(ctx)
 	if err != nil {
 		return err
 	}
 	if a.json {
-		return a.printJSON(res)
+		a.printJSON(res)
+		return nil
 	}
-	for _, p := range res.Problems {
-		fmt.Fprintln(a.err, a.clean(a.err, problem(p)))
-	}
-	signs := map[string][2]string{"live": {"~", yellow}, "restart": {"~", yellow}, "start": {"+", green}, "stop": {"-", red}}
+	a.tellProblems(res.Problems)
 	var rows [][]string
 	for _, row := range res.Plan {
-		if sign, ok := signs[row.Action]; ok {
-			rows = append(rows, []string{sign[0], row.Name, row.Action, row.Why})
+		if row.Action != "keep" {
+			rows = append(rows, []string{row.Action, row.Name, row.Why})
 		}
 	}
-	a.table(rows, func(r, col int) string {
-		if col > 0 {
-			return ""
-		}
-		return signs[rows[r][2]][1]
-	})
-	_, err = fmt.Fprintf(a.out, "%d unchanged\n", len(res.Plan)-len(rows))
-	return err
+	a.table(rows)
+	fmt.Fprintf(a.out, "%d unchanged\n", len(res.Plan)-len(rows))
+	return nil
+}
+
+func (a *app) tellProblems(problems []control.Problem) {
+	for _, p := range problems {
+		fmt.Fprintln(a.err, escape(config.Problem(p).String()))
+	}
 }

@@ -6,17 +6,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"zhx/daemon/control"
 )
@@ -24,35 +23,30 @@ import (
 // This file starts and ends zhxd itself.
 
 const (
-	unit      = "zhx.service"
-	tailLines = 10       // of zhxd.log, shown when zhxd does not start
-	tailBytes = 64 << 10 // of zhxd.log, searched for them
+	unit    = "zhx.service"
+	saidMax = 64 << 10 // bytes of what a zhxd that does not start says; the rest is not shown
 )
 
 // startDaemon returns when zhxd is ready, whoever started it.
-func (a *app) startDaemon(ctx context.Context) error {
-	zhxd, ctx, cancel, err := a.daemon(ctx, startLimit)
-	if err != nil {
+func (a *app) startDaemon(ctx context.Context, zhxd *control.Client) error {
+	st, err := zhxd.Status(ctx)
+	switch {
+	case err == nil:
+		fmt.Fprintf(a.out, "zhxd runs already, pid %d\n", st.Daemon.PID)
+		return nil
+	case !errors.Is(err, control.ErrDown):
 		return err
-	}
-	defer cancel()
-	if v, err := zhxd.Version(ctx); err == nil {
-		_, err = fmt.Fprintf(a.out, "zhxd runs already, pid %d\n", v.PID)
-		return err
-	} else if !errors.Is(err, control.ErrDown) {
-		return err
-	}
-	if a.hasUnit(ctx) {
-		out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput()
-		if err != nil {
+	case a.hasUnit(ctx):
+		if out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput(); err != nil {
 			return control.Errorf(control.CodeFailed, "journalctl -u "+unit, "systemctl start %s: %w: %s", unit, err, bytes.TrimSpace(out))
 		}
-	} else if err := a.launch(ctx); err != nil {
-		return err
+	default:
+		if err := a.launch(ctx, zhxd); err != nil {
+			return err
+		}
 	}
-	v, err := zhxd.Version(ctx)
-	if err == nil {
-		_, err = fmt.Fprintf(a.out, "zhxd %s runs, pid %d\n", v.Version, v.PID)
+	if st, err = zhxd.Status(ctx); err == nil {
+		fmt.Fprintf(a.out, "zhxd %s runs, pid %d\n", st.Daemon.Version, st.Daemon.PID)
 	}
 	return err
 }
@@ -67,14 +61,12 @@ func (a *app) hasUnit(ctx context.Context) bool {
 }
 
 // launch starts zhxd under its keeper and waits until it says that it is ready (sd_notify).
-func (a *app) launch(ctx context.Context) error {
-	a.config = a.configPath()
+func (a *app) launch(ctx context.Context, zhxd *control.Client) error {
 	conf, problems, err := a.load()
 	if err != nil {
 		return err
 	}
 	if conf == nil {
-		problems = slices.DeleteFunc(problems, func(p control.Problem) bool { return p.Warning })
 		return &control.Error{Code: control.CodeUsage, Hint: "mend it, or name another one with --config", Problems: problems,
 			Text: "zhxd is not started: invalid configuration"}
 	}
@@ -82,7 +74,7 @@ func (a *app) launch(ctx context.Context) error {
 		return control.Errorf(control.CodeUsage, "leave out --control and $ZHX_CONTROL, or mend [daemon] control",
 			"zhxd is not started: its control socket would be %s by %s, not %s", conf.Daemon.Control, conf.Path, path)
 	}
-	program, err := findZhxd()
+	path, err := filepath.Abs(cmp.Or(a.config, defaultConfig)) // zhxd works in another folder
 	if err != nil {
 		return err
 	}
@@ -96,42 +88,50 @@ func (a *app) launch(ctx context.Context) error {
 		return err
 	}
 	defer notify.Close()
-	said, err := os.Create(filepath.Join(dir, "stderr")) // what zhxd says before it has its log
+	said, err := os.Create(filepath.Join(dir, "stderr")) // no pipe: its end, which is ours, would kill who writes into it
 	if err != nil {
 		return err
 	}
 	defer said.Close()
 
 	log := filepath.Join(conf.Daemon.RunDir, "zhxd.log")
-	before := size(log)
-	keeper := exec.Command(program, "--keeper", "--config", a.config, "--log", log)
+	keeper := exec.Command(findZhxd(), "--keeper", "--config", path, "--log", log)
 	keeper.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify.LocalAddr().String())
 	keeper.Dir, keeper.Stderr = "/", said
 	keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	keepDescriptors()
 	if err := keeper.Start(); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- keeper.Wait() }()
-	ready := make(chan struct{})
+	ended, ready := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = keeper.Wait() // ProcessState says it
+		close(ended)
+	}()
 	go awaitReady(notify, ready)
 	select {
 	case <-ready:
 		return nil
 	case <-ended:
+		if _, err := zhxd.Status(ctx); err == nil { // somebody else has started it in the same moment
+			return nil
+		}
+		text := make([]byte, saidMax)
+		n, _ := said.ReadAt(text, 0)
+		for line := range strings.Lines(string(text[:n])) {
+			fmt.Fprintln(a.err, escape(strings.TrimSuffix(line, "\n")))
+		}
 		code := control.CodeFailed
 		if keeper.ProcessState.ExitCode() == control.CodeUsage {
 			code = control.CodeUsage
 		}
-		for _, line := range lastLines(log, before, said.Name()) {
-			fmt.Fprintln(a.err, a.clean(a.err, line))
-		}
 		return control.Errorf(code, "its log is "+log, "zhxd did not start: %s", keeper.ProcessState)
 	case <-ctx.Done():
-		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return control.Errorf(control.CodeFailed, "zhxctl status", "interrupted; zhxd goes on starting")
+		code := control.CodeTimeout
+		if errors.Is(ctx.Err(), context.Canceled) { // ctrl-C
+			code = control.CodeFailed
 		}
-		return control.Errorf(control.CodeTimeout, "zhxctl status; its log is "+log,
+		return control.Errorf(code, "zhxctl status; its log is "+log,
 			"zhxd is not ready yet; it goes on starting, under the keeper with pid %d", keeper.Process.Pid)
 	}
 }
@@ -144,61 +144,32 @@ func awaitReady(notify *net.UnixConn, ready chan<- struct{}) {
 		if err != nil {
 			return
 		}
-		if slices.Contains(strings.Split(string(buf[:n]), "\n"), "READY=1") {
+		if bytes.Contains(buf[:n], []byte("READY=1")) {
 			close(ready)
 			return
 		}
 	}
 }
 
-// findZhxd looks beside zhxctl, then in PATH.
-func findZhxd() (string, error) {
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "zhxd")
-		if _, err := exec.LookPath(beside); err == nil {
-			return beside, nil
-		}
+// findZhxd looks beside zhxctl; else exec looks in PATH.
+func findZhxd() string {
+	self, err := os.Executable()
+	beside := filepath.Join(filepath.Dir(self), "zhxd")
+	if _, missing := os.Stat(beside); err == nil && missing == nil {
+		return beside
 	}
-	path, err := exec.LookPath("zhxd")
-	if err == nil {
-		path, err = filepath.Abs(path)
-	}
-	if err != nil {
-		return "", control.Errorf(control.CodeFailed, "install it, or put its folder into PATH", "zhxd is neither beside zhxctl nor in PATH: %w", err)
-	}
-	return path, nil
+	return "zhxd"
 }
 
-func size(path string) int64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-	return info.Size()
-}
-
-// lastLines returns the last lines of the first file that says anything: the log from offset on, or what went to stderr.
-func lastLines(log string, offset int64, stderr string) []string {
-	if now := size(log); now < offset { // a new one was begun
-		offset = 0
-	} else {
-		offset = max(offset, now-tailBytes)
-	}
-	for _, from := range []struct {
-		path   string
-		offset int64
-	}{{log, offset}, {stderr, 0}} {
-		f, err := os.Open(from.path)
-		if err != nil {
-			continue
-		}
-		text, _ := io.ReadAll(io.NewSectionReader(f, from.offset, tailBytes))
-		f.Close()
-		if lines := strings.Split(strings.TrimSpace(string(text)), "\n"); lines[0] != "" {
-			return lines[max(0, len(lines)-tailLines):]
+// keepDescriptors keeps from zhxd what whoever called zhxctl left open: a pipe would not end, a lock of flock(1) would not be
+// given back, for as long as zhxd runs.
+func keepDescriptors() {
+	open, _ := os.ReadDir("/proc/self/fd")
+	for _, entry := range open {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
 		}
 	}
-	return nil
 }
 
 func (a *app) shutdownCmd() *cobra.Command {
@@ -206,24 +177,42 @@ func (a *app) shutdownCmd() *cobra.Command {
 		Use:   "shutdown",
 		Short: "stop all clients and zhxd, and return when they have ended",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return a.shutdown(cmd.Context()) },
+		RunE:  func(cmd *cobra.Command, _ []string) error { return a.ask(cmd.Context(), actLimit, a.shutdown) },
 	}
 }
 
-func (a *app) shutdown(ctx context.Context) error {
-	zhxd, ctx, cancel, err := a.daemon(ctx, actLimit)
-	if err != nil {
-		return err
-	}
-	defer cancel()
-	v, err := zhxd.Shutdown(ctx, false)
+func (a *app) shutdown(ctx context.Context, zhxd *control.Client) error {
+	pid, err := zhxd.Shutdown(ctx, false)
 	switch {
-	case errors.Is(err, control.ErrDown):
-		_, err = fmt.Fprintln(a.out, "zhxd is not running")
 	case err == nil:
-		_, err = fmt.Fprintf(a.out, "zhxd has ended, pid %d\n", v.PID)
+		fmt.Fprintf(a.out, "zhxd has ended, pid %d\n", pid)
+	case errors.Is(err, control.ErrDown):
+		fmt.Fprintln(a.out, "zhxd is not running")
+		if pid := a.keeper(); pid > 0 && unix.Kill(pid, unix.SIGTERM) == nil {
+			fmt.Fprintf(a.out, "its keeper was about to start it again, and is told to end, pid %d\n", pid)
+		}
+		return nil
 	}
 	return err
+}
+
+// keeper is the pid of the keeper of the zhxd that is meant, 0 if there is none: the kernel names who holds its lock.
+func (a *app) keeper() int {
+	path, _ := a.socket()
+	runDir := filepath.Dir(path)
+	if conf, _, _ := a.load(); conf != nil && conf.Daemon.Control == path {
+		runDir = conf.Daemon.RunDir
+	}
+	lock, err := os.OpenFile(filepath.Join(runDir, "state", "lock"), os.O_RDWR, 0)
+	if err != nil {
+		return 0
+	}
+	defer lock.Close()
+	holder := unix.Flock_t{Type: unix.F_WRLCK}
+	if unix.FcntlFlock(lock.Fd(), unix.F_GETLK, &holder) != nil || holder.Type == unix.F_UNLCK {
+		return 0
+	}
+	return int(holder.Pid)
 }
 
 func (a *app) versionCmd() *cobra.Command {
@@ -231,32 +220,24 @@ func (a *app) versionCmd() *cobra.Command {
 		Use:   "version",
 		Short: "show the versions of zhxctl and of the zhxd that runs",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return a.version(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var zhxd *string // nil: nobody says
+			err := a.ask(cmd.Context(), readLimit, func(ctx context.Context, c *control.Client) error {
+				st, err := c.Status(ctx)
+				if err == nil {
+					zhxd = &st.Daemon.Version
+				}
+				return err
+			})
+			switch {
+			case a.json:
+				a.printJSON(map[string]any{"v": 1, "zhxctl": version, "zhxd": zhxd})
+			case err != nil:
+				fmt.Fprintf(a.out, "zhxctl %s\n%s\n", version, a.clean(err.Error()))
+			default:
+				fmt.Fprintf(a.out, "zhxctl %s\nzhxd %s\n", version, *zhxd)
+			}
+			return nil
+		},
 	})
-}
-
-func (a *app) version(ctx context.Context) error {
-	both := struct {
-		V      int     `json:"v"`
-		Zhxctl string  `json:"zhxctl"`
-		Zhxd   *string `json:"zhxd"`
-	}{V: 1, Zhxctl: version}
-	zhxd, ctx, cancel, err := a.daemon(ctx, time.Second)
-	if err == nil {
-		defer cancel()
-		var v control.VersionReply
-		if v, err = zhxd.Version(ctx); err == nil {
-			both.Zhxd = &v.Version
-		}
-	}
-	if a.json {
-		return a.printJSON(both)
-	}
-	fmt.Fprintln(a.out, "zhxctl", version)
-	if err != nil {
-		_, err = fmt.Fprintln(a.out, err)
-		return err
-	}
-	_, err = fmt.Fprintln(a.out, "zhxd", cmp.Or(*both.Zhxd, "unknown"))
-	return err
 }

@@ -32,6 +32,7 @@ const (
 	readLimit  = 10 * time.Second
 	startLimit = 30 * time.Second // for zhxd to be ready
 	actLimit   = 2 * time.Minute  // for clients to stop and start
+	noLimit    = 0
 )
 
 func main() {
@@ -43,11 +44,26 @@ func main() {
 
 // app is one invocation.
 type app struct {
-	out, err io.Writer
+	out *sink
+	err io.Writer
 	// Set by flags:
 	control, config string
 	timeout         time.Duration
 	json, raw       bool
+}
+
+// sink remembers the first error of writing: it is looked at once, at the end.
+type sink struct {
+	io.Writer
+	failed error
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	n, err := s.Writer.Write(p)
+	if s.failed == nil {
+		s.failed = err
+	}
+	return n, err
 }
 
 // exit is an error that has been told already.
@@ -56,7 +72,7 @@ type exit int
 func (e exit) Error() string { return fmt.Sprintf("exit %d", int(e)) }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
-	a := &app{out: out, err: errOut}
+	a := &app{out: &sink{Writer: out}, err: errOut}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetOut(out)
@@ -65,13 +81,15 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.PersistentPreRun = func(*cobra.Command, []string) { begun = true }
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
-		return 0
+		err = a.out.failed
 	}
 	if code, ok := errors.AsType[exit](err); ok {
 		return int(code)
 	}
 	e, ok := errors.AsType[*control.Error](err)
 	switch {
+	case err == nil:
+		return 0
 	case ok:
 	case begun:
 		e = control.Errorf(control.CodeFailed, "", "%w", err)
@@ -94,12 +112,10 @@ func usage(cmd *cobra.Command, err error) *control.Error {
 
 // tell writes an error for a person.
 func (a *app) tell(e *control.Error) {
-	for _, p := range e.Problems {
-		fmt.Fprintln(a.err, a.clean(a.err, problem(p)))
-	}
-	fmt.Fprintf(a.err, "zhxctl: %s\n", a.clean(a.err, e.Text))
+	a.tellProblems(e.Problems)
+	fmt.Fprintf(a.err, "zhxctl: %s\n", escape(e.Text))
 	if e.Hint != "" {
-		fmt.Fprintf(a.err, "  -> %s\n", a.clean(a.err, e.Hint))
+		fmt.Fprintf(a.err, "  -> %s\n", escape(e.Hint))
 	}
 }
 
@@ -112,8 +128,9 @@ func (a *app) root() *cobra.Command {
   zhxctl logs -f camera
   zhxctl restart camera
   zhxctl check && zhxctl reload`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.control, "control", "", "zhxd's control socket, a `PATH`")
@@ -130,30 +147,19 @@ func (a *app) asJSON(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// daemon is the zhxd that is to be asked, and how long to wait for it.
-func (a *app) daemon(ctx context.Context, limit time.Duration) (*control.Client, context.Context, context.CancelFunc, error) {
+// ask lets do talk to zhxd, which may take limit.
+func (a *app) ask(ctx context.Context, limit time.Duration, do func(context.Context, *control.Client) error) error {
 	path, err := a.socket()
 	if err != nil {
-		return nil, nil, nil, err
+		return err
 	}
 	if a.timeout > 0 {
 		limit = a.timeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	return control.Dial(path), ctx, cancel, nil
-}
-
-// complete offers the names of clients to the shell.
-func (a *app) complete(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	zhxd, ctx, cancel, err := a.daemon(cmd.Context(), time.Second)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+	if limit != noLimit {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
 	}
-	defer cancel()
-	st, _ := zhxd.Status(ctx)
-	var names []string
-	for _, c := range st.Clients {
-		names = append(names, c.Name)
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return do(ctx, control.Dial(path))
 }

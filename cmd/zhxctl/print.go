@@ -7,23 +7,15 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
-
-	"zhx/daemon/config"
-	"zhx/daemon/control"
 )
 
-// This file is how things look. A table is plain text in columns; colour is for terminals, and not with NO_COLOR. What children
-// said reaches a terminal with its control characters escaped, except with --raw, and anything else as it is.
-
-const (
-	red    = "31"
-	green  = "32"
-	yellow = "33"
-)
+// This file is how things look. What children said reaches a terminal with its control characters escaped, except with --raw,
+// and anything else as it is.
 
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
@@ -34,13 +26,9 @@ func isTerminal(w io.Writer) bool {
 	return err == nil
 }
 
-func (a *app) colours() bool {
-	return isTerminal(a.out) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-}
-
-// clean is s as it may be written to w.
-func (a *app) clean(w io.Writer, s string) string {
-	if a.raw || !isTerminal(w) {
+// clean is s as it may be written to standard output.
+func (a *app) clean(s string) string {
+	if a.raw || !isTerminal(a.out.Writer) {
 		return s
 	}
 	return escape(s)
@@ -62,35 +50,19 @@ func escape(s string) string {
 	return b.String()
 }
 
-func (a *app) printJSON(v any) error {
+func (a *app) printJSON(v any) {
 	out := json.NewEncoder(a.out)
 	out.SetIndent("", "  ")
-	return out.Encode(v)
+	_ = out.Encode(v)
 }
 
-// table writes rows in columns. colour, which may be nil, is the colour of a cell or "".
-func (a *app) table(rows [][]string, colour func(row, col int) string) {
-	var width []int
+// table writes rows in columns.
+func (a *app) table(rows [][]string) {
+	columns := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
-		for i, cell := range row {
-			if i == len(width) {
-				width = append(width, 0)
-			}
-			width[i] = max(width[i], utf8.RuneCountInString(cell))
-		}
+		fmt.Fprintln(columns, strings.TrimRight(strings.Join(row, "\t"), "\t"))
 	}
-	colours := colour != nil && a.colours()
-	for r, row := range rows {
-		var line strings.Builder
-		for i, cell := range row {
-			pad := strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell)+2)
-			if colours && colour(r, i) != "" {
-				cell = "\x1b[" + colour(r, i) + "m" + cell + "\x1b[0m"
-			}
-			line.WriteString(cell + pad)
-		}
-		fmt.Fprintln(a.out, strings.TrimRight(line.String(), " "))
-	}
+	columns.Flush()
 }
 
 // span is a duration for a person: two units at most.
@@ -117,5 +89,3 @@ func count(n int, word string) string {
 	}
 	return strconv.Itoa(n) + " " + word + "s"
 }
-
-func problem(p control.Problem) string { return config.Problem(p).String() }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,51 +15,45 @@ import (
 
 func (a *app) statusCmd() *cobra.Command {
 	return a.asJSON(&cobra.Command{
-		Use:               "status [NAME…]",
-		Short:             "show what runs, and what is wrong with what does not",
-		ValidArgsFunction: a.complete,
-		RunE:              func(cmd *cobra.Command, names []string) error { return a.status(cmd.Context(), names) },
+		Use:   "status [NAME…]",
+		Short: "show what runs, and what is wrong with what does not",
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return a.status(ctx, zhxd, names) })
+		},
 	})
 }
 
 // status is exit 3 where zhxd, or one of the clients named, does not run.
-func (a *app) status(ctx context.Context, names []string) error {
-	zhxd, ctx, cancel, err := a.daemon(ctx, readLimit)
-	if err != nil {
-		return err
-	}
-	defer cancel()
+func (a *app) status(ctx context.Context, zhxd *control.Client, names []string) error {
 	st, err := zhxd.Status(ctx)
 	if e, ok := errors.AsType[*control.Error](err); ok && errors.Is(err, control.ErrDown) {
 		if a.json {
-			err = a.printJSON(control.Status{V: 1, Clients: []control.ClientStatus{}, Peers: []control.PeerStatus{}})
+			a.printJSON(control.Status{V: 1, Clients: []control.ClientStatus{}, Peers: []control.PeerStatus{}})
 		} else {
-			_, err = fmt.Fprintf(a.out, "%s\n  -> %s\n", e.Text, e.Hint)
+			fmt.Fprintf(a.out, "%s\n  -> %s\n", e.Text, e.Hint)
 		}
-		return cmp.Or(err, error(exit(control.CodeStopped)))
+		return exit(control.CodeStopped)
+	}
+	if err == nil && len(names) > 0 {
+		st, err = only(st, names)
 	}
 	if err != nil {
 		return err
 	}
-	if len(names) > 0 {
-		if st, err = only(st, names); err != nil {
-			return err
-		}
-	}
 	if a.json {
-		err = a.printJSON(st)
+		a.printJSON(st)
 	} else {
 		a.show(st, len(names) == 0)
 	}
-	if err == nil && len(names) > 0 && slices.ContainsFunc(st.Clients, func(c control.ClientStatus) bool { return c.PID == nil }) {
+	if len(names) > 0 && slices.ContainsFunc(st.Clients, func(c control.ClientStatus) bool { return c.PID == nil }) {
 		return exit(control.CodeStopped)
 	}
-	return err
+	return nil
 }
 
 // only leaves the clients with those names, and their connections.
 func only(st control.Status, names []string) (control.Status, error) {
-	all := make([]string, 0, len(st.Clients))
+	var all []string
 	for _, c := range st.Clients {
 		all = append(all, c.Name)
 	}
@@ -81,22 +74,12 @@ func (a *app) show(st control.Status, whole bool) {
 	if whole {
 		a.head(st)
 	}
-	if len(st.Clients) > 0 {
-		rows := [][]string{{"NAME", "STATE", "PID", "UPTIME", "RESTARTS", "WATCHDOG", "LAST EXIT"}}
-		for _, c := range st.Clients {
-			rows = append(rows, row(c))
-		}
-		a.table(rows, func(r, col int) string {
-			if r == 0 || col != 1 {
-				return ""
-			}
-			return stateColour(st.Clients[r-1].State)
-		})
-	}
+	rows := [][]string{{"NAME", "STATE", "PID", "UPTIME", "RESTARTS", "WATCHDOG", "LAST EXIT"}}
 	var notes []string
 	for _, c := range st.Clients {
+		rows = append(rows, row(c))
 		if text, next := ailment(c); text != "" {
-			notes = append(notes, fmt.Sprintf("%s: %s\n  -> %s", c.Name, text, next))
+			notes = append(notes, a.clean(c.Name+": "+text), "  -> "+next)
 		}
 	}
 	for _, p := range st.Peers {
@@ -104,43 +87,23 @@ func (a *app) show(st control.Status, whole bool) {
 		case p.Stuck:
 			notes = append(notes, who+": takes no messages; what is sent to it is dropped and counted")
 		case whole && !p.Managed && who != "":
-			notes = append(notes, who+": is connected, and was not started by zhxd"+foreign(p))
+			if p.PID != nil {
+				who += fmt.Sprintf(" (pid %d)", *p.PID)
+			}
+			notes = append(notes, who+": is connected, and was not started by zhxd")
 		}
+	}
+	if len(st.Clients) > 0 {
+		a.table(rows)
 	}
 	if len(notes) > 0 {
-		fmt.Fprintln(a.out)
+		fmt.Fprintf(a.out, "\n%s\n", strings.Join(notes, "\n"))
 	}
-	for _, note := range notes {
-		for line := range strings.Lines(note + "\n") {
-			fmt.Fprintln(a.out, a.clean(a.out, strings.TrimSuffix(line, "\n")))
-		}
-	}
-}
-
-func foreign(p control.PeerStatus) string {
-	text := ""
-	if p.PID != nil {
-		text += fmt.Sprintf(", pid %d", *p.PID)
-	}
-	if p.UID != nil {
-		text += fmt.Sprintf(", uid %d", *p.UID)
-	}
-	return text
 }
 
 func (a *app) head(st control.Status) {
-	d, states := cmp.Or(st.Daemon, &control.DaemonStatus{}), map[string]int{}
-	var order []string
-	for _, c := range st.Clients {
-		if states[c.State]++; states[c.State] == 1 {
-			order = append(order, c.State)
-		}
-	}
-	clients := count(len(st.Clients), "client")
-	for i, state := range order {
-		clients += fmt.Sprintf("%s %d %s", []string{":", ","}[min(i, 1)], states[state], state)
-	}
-	fmt.Fprintf(a.out, "zhxd %s  pid %d  up %s  %s  config %s (%s)\n", d.Version, d.PID, span(d.Uptime), clients, d.ConfigState, d.Config)
+	d := st.Daemon
+	fmt.Fprintf(a.out, "zhxd %s  pid %d  up %s  %s  config %s (%s)\n", d.Version, d.PID, span(d.Uptime), count(len(st.Clients), "client"), d.ConfigState, d.Config)
 	switch d.ConfigState {
 	case "changed":
 		fmt.Fprintf(a.out, "! %s has changed and is not loaded yet\n  -> zhxctl reload\n", d.Config)
@@ -148,7 +111,7 @@ func (a *app) head(st control.Status) {
 		fmt.Fprintf(a.out, "! %s is invalid; what was loaded before stays in force\n", d.Config)
 		if d.ConfigError != nil {
 			for line := range strings.Lines(*d.ConfigError) {
-				fmt.Fprintf(a.out, "!   %s\n", a.clean(a.out, strings.TrimSuffix(line, "\n")))
+				fmt.Fprintf(a.out, "!   %s\n", a.clean(strings.TrimSuffix(line, "\n")))
 			}
 		}
 		fmt.Fprintf(a.out, "  -> zhxctl check %s\n", d.Config)
@@ -190,45 +153,28 @@ func ending(e *control.ExitStatus) string {
 	return e.Reason
 }
 
-func stateColour(state string) string {
-	switch state {
-	case "running":
-		return green
-	case "backoff", "failed", "unkillable":
-		return red
-	case "stopped", "exited":
-		return ""
-	}
-	return yellow
-}
-
 // ailment says what is wrong with a client and what to type, or nothing.
 func ailment(c control.ClientStatus) (text, next string) {
-	logs := "zhxctl logs " + c.Name
-	why := "it ended"
-	if e := c.LastExit; e != nil {
-		if why = ending(e); e.Reason == "spawn" {
-			why, logs = "it cannot be started", "zhxctl check"
-		}
-		why += " " + span(e.Ago) + " ago"
-		if e.Detail != nil {
-			why += " (" + *e.Detail + ")"
-		}
-	}
-	switch c.State {
-	case "backoff":
-		if c.Next != nil {
-			why += ", next start in " + span(*c.Next)
-		}
-		return why, logs
-	case "failed":
-		return why + ", and is not started again", logs + "; then zhxctl start " + c.Name
-	case "exited":
-		if c.LastExit != nil && (c.LastExit.Code == nil || *c.LastExit.Code != 0) {
-			return why, logs
-		}
-	case "unkillable":
+	e := c.LastExit
+	failed := e != nil && (e.Code == nil || *e.Code != 0)
+	if c.State == "unkillable" {
 		return "its process does not end, not even by SIGKILL: the kernel holds it", "look at /proc/" + row(c)[2] + "/stack and the kernel's log"
 	}
-	return "", ""
+	if !failed || !slices.Contains([]string{"backoff", "failed", "exited"}, c.State) {
+		return "", ""
+	}
+	text, next = ending(e)+" "+span(e.Ago)+" ago", "zhxctl logs "+c.Name
+	if e.Reason == "spawn" {
+		next = "zhxctl check"
+	}
+	if e.Detail != nil {
+		text += " (" + *e.Detail + ")"
+	}
+	if c.Next != nil {
+		text += ", next start in " + span(*c.Next)
+	}
+	if c.State == "failed" {
+		text, next = text+", and is not started again", next+"; then zhxctl start "+c.Name
+	}
+	return text, next
 }

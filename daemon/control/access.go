@@ -1,8 +1,7 @@
 package control
 
 import (
-	"bufio"
-	"errors"
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -10,12 +9,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// This file decides who may act. Its system calls are here and nowhere else in the package.
+// This file decides who may act.
 
 // Access says who may act, besides root.
 type Access struct {
@@ -26,74 +24,44 @@ type Access struct {
 // admit names the process at the other end of c, and refuses it where it may not act. verb is for the refusal.
 func (a Access) admit(c *net.UnixConn, verb string) (Caller, error) {
 	var cred *unix.Ucred
-	var groups []uint32
 	raw, err := c.SyscallConn()
-	if err == nil {
-		var credErr error
-		err = raw.Control(func(fd uintptr) {
-			if cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); credErr == nil {
-				groups = groupsOf(int(fd), cred)
-			}
-		})
-		err = errors.Join(err, credErr)
-	}
 	if err != nil {
 		return Caller{}, fmt.Errorf("ask the kernel who is connected: %w", err)
 	}
-	by := Caller{UID: int(cred.Uid), GID: int(cred.Gid), PID: int(cred.Pid), User: userName(int(cred.Uid))}
-	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cred.Pid)); err == nil {
-		by.Comm = strings.Trim(strconv.QuoteToASCII(strings.TrimSuffix(string(comm), "\n")), `"`)
+	ctlErr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if cred == nil {
+		return Caller{}, fmt.Errorf("ask the kernel who is connected: %w", cmp.Or(err, ctlErr))
 	}
-	if by.UID == 0 || by.UID == a.UID || a.GID >= 0 && (by.GID == a.GID || slices.Contains(groups, uint32(a.GID))) {
+	by := Caller{UID: int(cred.Uid), PID: int(cred.Pid), User: userName(int(cred.Uid))}
+	if by.UID == 0 || by.UID == a.UID || a.GID >= 0 && (int(cred.Gid) == a.GID || slices.Contains(procGroups("/proc", cred), a.GID)) {
 		return by, nil
 	}
-	if a.GID < 0 {
-		return by, Errorf(CodeForbidden, "become root or "+userName(a.UID), "%s is not for user %s: only for root and %s",
-			verb, by.User, userName(a.UID))
+	allowed, hint := []string{"root"}, "become root (sudo zhxctl …)"
+	if a.UID != 0 {
+		allowed = append(allowed, "user "+userName(a.UID))
 	}
-	return by, Errorf(CodeForbidden, "become root, or join group "+groupName(a.GID)+" and log in again",
-		"%s is not for user %s: only for root, %s and group %s", verb, by.User, userName(a.UID), groupName(a.GID))
+	if a.GID >= 0 {
+		allowed = append(allowed, "group "+groupName(a.GID))
+		hint += ", or join group " + groupName(a.GID) + " and log in again"
+	}
+	return by, Errorf(CodeForbidden, hint, "%s is not for user %s: only for %s", verb, by.User, strings.Join(allowed, " and "))
 }
 
-// groupsOf returns the supplementary groups that the peer had when it connected.
-func groupsOf(fd int, cred *unix.Ucred) []uint32 {
-	groups := make([]uint32, 32)
-	for {
-		size := uint32(len(groups) * 4)
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
-			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch errno {
-		case 0:
-			return groups[:size/4]
-		case unix.ERANGE: // size is now what it takes, and never changes again
-			groups = make([]uint32, size/4)
-		default:
-			return procGroups("/proc", cred)
-		}
-	}
-}
-
-// procGroups is for kernels before 4.13, which do not know SO_PEERGROUPS. A process of another user, which took the pid over in
-// the meantime, does not count.
-func procGroups(proc string, cred *unix.Ucred) (groups []uint32) {
-	f, err := os.Open(fmt.Sprintf("%s/%d/status", proc, cred.Pid))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	mine := false
-	for s := bufio.NewScanner(f); s.Scan(); {
-		key, value, _ := strings.Cut(s.Text(), ":")
-		fields := strings.Fields(value)
-		if key == "Uid" && len(fields) == 4 {
-			mine = fields[1] == strconv.FormatUint(uint64(cred.Uid), 10)
-		}
-		if key != "Groups" || !mine {
-			continue
-		}
-		for _, field := range fields {
-			if gid, err := strconv.ParseUint(field, 10, 32); err == nil {
-				groups = append(groups, uint32(gid))
+// procGroups returns the supplementary groups of a peer, which no program can add to without root. A process of another user,
+// which took the pid over in the meantime, does not count. (SO_PEERGROUPS would say it too, but not before Linux 4.13.)
+func procGroups(proc string, cred *unix.Ucred) (groups []int) {
+	status, _ := os.ReadFile(fmt.Sprintf("%s/%d/status", proc, cred.Pid)) // it is gone: no groups
+	sameUser := false
+	for line := range strings.Lines(string(status)) {
+		switch key, value, _ := strings.Cut(line, ":"); key {
+		case "Uid":
+			ids := strings.Fields(value) // real, effective, saved, of files
+			sameUser = len(ids) == 4 && ids[1] == strconv.FormatUint(uint64(cred.Uid), 10)
+		case "Groups":
+			for _, field := range strings.Fields(value) {
+				if gid, err := strconv.Atoi(field); err == nil && sameUser {
+					groups = append(groups, gid)
+				}
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -10,8 +9,8 @@ import (
 	"time"
 )
 
-// This file is what the two ends of the control socket have in common, and what scripts read: fields and words are only ever
-// added. Absent is null, so whatever can be absent is a pointer. Durations are seconds on the monotonic clock.
+// This file is what the two ends have in common, and what scripts read: fields and words are only ever added. Absent is null, so
+// whatever can be absent is a pointer. Durations are seconds on the monotonic clock.
 
 // The exit codes of zhxctl, which every Error carries.
 const (
@@ -24,9 +23,10 @@ const (
 	CodeDown      = 7 // no daemon answers
 )
 
-// Status is the answer to GET /v1/status, and what `zhxctl status --json` prints. Daemon is nil only where none runs.
+// Status is the answer to GET /v1/status, and what `zhxctl status --json` prints. Daemon is nil only where none runs. The server
+// fills in V, and makes an empty list of one that is nil.
 type Status struct {
-	V       int            `json:"v"` // filled in by the server
+	V       int            `json:"v"`
 	Daemon  *DaemonStatus  `json:"daemon"`
 	Clients []ClientStatus `json:"clients"` // in the order of the configuration
 	Peers   []PeerStatus   `json:"peers"`
@@ -60,13 +60,13 @@ type ClientStatus struct {
 	Messages  Messages        `json:"messages"`
 }
 
-// WatchdogStatus is the dog of the present run. Lapses counts over all runs.
+// WatchdogStatus is the dog of the present run.
 type WatchdogStatus struct {
 	Armed     bool     `json:"armed"`
 	Paused    bool     `json:"paused"`
 	Timeout   float64  `json:"timeout_s"`
 	Remaining *float64 `json:"remaining_s"` // nil: not armed
-	Lapses    int64    `json:"lapses"`
+	Lapses    int64    `json:"lapses"`      // of all runs
 }
 
 // ExitStatus is how the last run ended.
@@ -107,8 +107,7 @@ type LogLine struct {
 	Mono    float64 `json:"mono_s"`            // seconds, monotonic, from a start that is the same for all lines of one zhxd
 	Text    string  `json:"text"`              // without the line's end; as the child wrote it, bytes that are not UTF-8 included
 	Dropped int64   `json:"dropped,omitempty"` // lines of this client lost before this one, the reader being too slow
-	// Bytes is Text again where JSON cannot carry it. Server and client fill it in and take it out.
-	Bytes []byte `json:"bytes,omitempty"`
+	Bytes   []byte  `json:"bytes,omitempty"`   // Text again where JSON cannot carry it: server and client fill it in and take it out
 }
 
 // LogQuery says which lines are wanted.
@@ -173,30 +172,24 @@ type ShutdownRequest struct {
 	Keep bool `json:"keep"`
 }
 
-// VersionReply is the answer to GET /v1/version.
-type VersionReply struct {
-	V       int    `json:"v"`
-	Version string `json:"version"`
-	PID     int    `json:"pid"`
+// ShutdownReply is the beginning of the answer to it; its end comes with the end of the process.
+type ShutdownReply struct {
+	V   int `json:"v"`
+	PID int `json:"pid"`
 }
 
 // Caller is the process that asks for something, as the kernel named it when it connected.
 type Caller struct {
-	UID, GID, PID int
-	User, Comm    string // for people; Comm is empty when the process was gone
+	UID, PID int
+	User     string // for people
 }
 
-// String is what a log line says of the caller: "root (pid 412 zhxctl)".
-func (c Caller) String() string {
-	if c.Comm == "" {
-		return fmt.Sprintf("%s (pid %d)", c.User, c.PID)
-	}
-	return fmt.Sprintf("%s (pid %d %s)", c.User, c.PID, c.Comm)
-}
+// String is what a log line says of the caller: "root (pid 412)".
+func (c Caller) String() string { return fmt.Sprintf("%s (pid %d)", c.User, c.PID) }
 
-// Backend is zhxd as the control server sees it: one method a verb. Methods are called from one goroutine a request, several at
-// once. ctx ends when the asker goes away or the server ends; what was begun then goes on without an answer. An error that is or
-// wraps an *Error is passed on as it is, any other one as a failure.
+// Backend is zhxd as the control server sees it: one method a verb, called by several goroutines at once. ctx ends when the asker
+// goes away or the server ends; what was begun then goes on without an answer. An error that is or wraps an *Error is passed on as
+// it is, any other one as a failure.
 type Backend interface {
 	// Status never waits for anything that a client can hold up.
 	Status(ctx context.Context) Status
@@ -233,30 +226,22 @@ func (e *Error) Error() string { return e.Text }
 func (e *Error) Unwrap() error { return e.cause }
 
 // httpStatus is for those who read HTTP only; Code says it more finely.
-func (e *Error) httpStatus() int {
-	switch e.Code {
-	case CodeUsage:
-		return http.StatusBadRequest
-	case CodeStopped:
-		return http.StatusConflict
-	case CodeUnknown:
-		return http.StatusNotFound
-	case CodeTimeout:
-		return http.StatusGatewayTimeout
-	case CodeForbidden:
-		return http.StatusForbidden
-	case CodeDown:
-		return http.StatusServiceUnavailable
-	}
-	return http.StatusInternalServerError
+var httpStatus = map[int]int{
+	CodeFailed:    http.StatusInternalServerError,
+	CodeUsage:     http.StatusBadRequest,
+	CodeStopped:   http.StatusConflict,
+	CodeUnknown:   http.StatusNotFound,
+	CodeTimeout:   http.StatusGatewayTimeout,
+	CodeForbidden: http.StatusForbidden,
+	CodeDown:      http.StatusServiceUnavailable,
 }
 
 // Stamp is a wall-clock time in UTC with milliseconds. For people and for correlating, never for arithmetic.
 type Stamp struct{ time.Time }
 
-func (s Stamp) String() string { return s.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
-
-func (s Stamp) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
+func (s Stamp) MarshalJSON() ([]byte, error) {
+	return s.UTC().AppendFormat(nil, `"2006-01-02T15:04:05.000Z07:00"`), nil
+}
 
 // Seconds is d in seconds, whole milliseconds.
 func Seconds(d time.Duration) float64 { return math.Round(d.Seconds()*1000) / 1000 }
