@@ -94,6 +94,20 @@ func (p *program) log() []string {
 	return append([]string(nil), p.lines...)
 }
 
+// pid is the pid of the first zhxd that began in the log from line from on (under a keeper it is not the program's own).
+func (p *program) pid(from int) (pid int) {
+	p.t.Helper()
+	begins := regexp.MustCompile(`\] zhxd begins \(.* pid=(\d+)`)
+	for _, line := range p.log()[from:] {
+		if m := begins.FindStringSubmatch(line); m != nil {
+			fmt.Sscan(m[1], &pid)
+			return pid
+		}
+	}
+	p.t.Fatal("no zhxd has begun")
+	return 0
+}
+
 // end asks zhxd to end, and waits until it has.
 func (p *program) end() {
 	p.t.Helper()
@@ -134,6 +148,28 @@ func (p *program) await(from int, limit time.Duration, patterns ...string) int {
 		}
 	}
 	return from
+}
+
+// Whoever read the log is gone, as in zhxd | tee after ctrl-C: zhxd still ends in order.
+func TestLogReaderGone(t *testing.T) {
+	conf := write(t, "clients.toml", fmt.Sprintf("[daemon]\nrun_dir = %q\ntcp = \"\"\nprototype_presence = false\n", t.TempDir()+"/run"))
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	zhxd := exec.Command(filepath.Join(bin, "zhxd"), "--config", conf)
+	zhxd.Stderr = w
+	if err := zhxd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	for s := bufio.NewScanner(r); s.Scan() && !strings.Contains(s.Text(), "] ready ("); {
+	}
+	r.Close()
+	zhxd.Process.Signal(syscall.SIGTERM)
+	if err := zhxd.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 // write puts a file into a fresh folder of the test and returns its path.

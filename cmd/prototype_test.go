@@ -68,27 +68,45 @@ command = [%q]
 command = [%q]
 `, t.TempDir()+"/run", clients+"/client1", clients+"/client2"))
 	began := time.Now()
-	p := startZhxd(t, "--config", conf)
-	for _, names := range [][2]string{{"client1", "client2"}, {"client2", "client1"}} {
-		me, other := names[0], names[1]
-		transcript := []string{
-			`\[` + me + `\] started \(.*run=1 `,
-			`\[` + me + `\] \| \[` + me + `\] Creating recv thread`,
-			`\[` + me + `\] forwarded \(.*target=` + other,
-			`\[` + other + `\] \| \[` + other + `\] thread recv:msg="this message is from ` + me + ` to ` + other + `"`,
-			`\[` + me + `\] warn: lapse \(.*pid=\d+`,
-			`\[` + me + `\] warn: killed by the watchdog \(run=1 .*restarts`,
-			`\[` + me + `\] started \(.*run=2 `,
-			`\[` + me + `\] \| \[` + me + `\] Creating recv thread`,
-			`\[` + me + `\] forwarded \(.*target=` + other,
-		}
-		p.await(0, 40*time.Second, transcript...)
-	}
+	p := startZhxd(t, "--keeper", "--config", conf)
+	transcript(p, 0, 1)
 	elapsed := time.Since(began)
-	share := processorTime(t, p.Process.Pid).Seconds() / elapsed.Seconds()
+	zhxd := p.pid(0)
+	share := processorTime(t, zhxd).Seconds() / elapsed.Seconds()
 	t.Logf("zhxd used %.2f %% of a core over %.1f s", share*100, elapsed.Seconds())
 	if share >= 0.01 {
 		t.Errorf("zhxd used %.2f %% of a core, at most 1 %% is right", share*100)
+	}
+
+	// Killed, it is back within a second, and the transcript goes on.
+	from := len(p.log())
+	began = time.Now()
+	if err := syscall.Kill(zhxd, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.await(from, 10*time.Second, `\] zhxd begins \(`, `\] ready \(`)
+	t.Logf("zhxd was back %v after kill -9", time.Since(began))
+	if back := time.Since(began); back > time.Second {
+		t.Errorf("zhxd was back only %v after kill -9", back)
+	}
+	transcript(p, from, 3)
+}
+
+// transcript waits for each step of the document's transcript, for both clients, from that run on.
+func transcript(p *program, from, run int) {
+	p.t.Helper()
+	for _, names := range [][2]string{{"client1", "client2"}, {"client2", "client1"}} {
+		me, other := names[0], names[1]
+		p.await(from, 40*time.Second,
+			fmt.Sprintf(`\[%s\] started \(run=%d `, me, run),
+			fmt.Sprintf(`\[%s\] \| \[%[1]s\] Creating recv thread`, me),
+			fmt.Sprintf(`\[%s\] forwarded \(target=%s`, me, other),
+			fmt.Sprintf(`\[%s\] \| \[%[1]s\] thread recv:msg="this message is from %s to %[1]s"`, other, me),
+			fmt.Sprintf(`\[%s\] warn: lapse \(run=%d pid=\d+`, me, run),
+			fmt.Sprintf(`\[%s\] warn: killed by the watchdog \(run=%d .*restarts`, me, run),
+			fmt.Sprintf(`\[%s\] started \(run=%d `, me, run+1),
+			fmt.Sprintf(`\[%s\] \| \[%[1]s\] Creating recv thread`, me),
+			fmt.Sprintf(`\[%s\] forwarded \(target=%s`, me, other))
 	}
 }
 

@@ -102,10 +102,7 @@ func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus 
 }
 
 func (b backend) connected(c *client) bool {
-	c.mu.Lock()
-	names := append([]string{c.name}, c.conf.Names...)
-	c.mu.Unlock()
-	return slices.ContainsFunc(names, b.bus.Connected)
+	return slices.ContainsFunc(c.names(), b.bus.Connected)
 }
 
 func exitStatus(e *procman.LastExit) *control.ExitStatus {
@@ -150,6 +147,14 @@ func (b backend) Stop(ctx context.Context, by control.Caller, w control.Which) (
 
 // Restart implements control.Backend.
 func (b backend) Restart(ctx context.Context, by control.Caller, w control.Which) ([]control.Outcome, error) {
+	if w.All { // of those that are to run: a client stopped by hand stays stopped
+		w.All = false
+		for _, p := range b.procs.Status() {
+			if p.Wanted && b.known(p.Name) == nil {
+				w.Names = append(w.Names, p.Name)
+			}
+		}
+	}
 	return b.each(ctx, by, w, "restarted", b.procs.Restart)
 }
 

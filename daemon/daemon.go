@@ -42,9 +42,7 @@ const DefaultConfig = "/etc/zhx/clients.toml"
 // Version is set by the linker.
 var Version = "devel"
 
-const (
-	settleMax = 50 * time.Millisecond // how long the judge waits for feeds that have arrived and were not read yet
-)
+const oneWish = 500 * time.Millisecond // two signals to end within that are one
 
 // ErrConfig: the configuration is invalid. The text has every problem with its file and line.
 var ErrConfig = errors.New("invalid configuration")
@@ -73,6 +71,7 @@ type Daemon struct {
 	reloads chan reloadRequest // anyone -> loop
 	edited  chan struct{}      // the file watcher -> loop
 	end     func()             // begins the end
+	ending  <-chan struct{}    // it has begun
 
 	loaded      atomic.Pointer[config.Config]
 	owners      atomic.Pointer[map[string]*client] // name -> the client that it belongs to
@@ -81,10 +80,9 @@ type Daemon struct {
 	unfed       atomic.Int64                       // feeds of a dog that was not armed
 	foreignRuns atomic.Uint64
 
-	mu       sync.Mutex // guards what follows
-	clients  map[string]*client
-	foreign  map[string]*foreign // by name
-	refusals map[string]struct{} // names whose first refusal was logged
+	mu      sync.Mutex // guards what follows
+	clients map[string]*client
+	foreign map[string]*foreign // by name
 }
 
 // Run is zhxd from start to end: it returns nil after SIGTERM, SIGINT, a shutdown through the control socket or the end
@@ -97,7 +95,7 @@ func Run(ctx context.Context, o Options) error {
 	d := &Daemon{
 		opts: o, began: time.Now(),
 		reloads: make(chan reloadRequest), edited: make(chan struct{}, 1),
-		clients: map[string]*client{}, foreign: map[string]*foreign{}, refusals: map[string]struct{}{},
+		clients: map[string]*client{}, foreign: map[string]*foreign{},
 	}
 	d.owners.Store(&map[string]*client{})
 	d.loaded.Store(&config.Config{Daemon: conf.Daemon, Watchdog: conf.Watchdog})
@@ -152,6 +150,11 @@ func (d *Daemon) openLog() error {
 func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	ctx, d.end = context.WithCancel(ctx)
 	defer d.end()
+	d.ending = ctx.Done()
+	// Before there is a child: one must not inherit that whoever started zhxd ignores these.
+	sigs := make(chan os.Signal, 4)
+	signal.Notify(sigs, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
+	defer signal.Stop(sigs)
 	d.log.Info("zhxd begins", "version", Version, "pid", os.Getpid(), "config", conf.Path, "clients", len(conf.Clients))
 
 	d.watch = watchdog.New(watchdog.Options{Settle: d.settle, Lapsed: d.lapsed})
@@ -170,7 +173,7 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	stopping, hurry := context.WithCancel(serving)
 	defer hurry()
 	var parts sync.WaitGroup
-	parts.Go(func() { d.signals(serving, hurry) })
+	parts.Go(func() { d.signals(serving, sigs, hurry) })
 	for _, ln := range listeners.data {
 		parts.Go(func() {
 			if err := d.bus.Serve(ln); err != nil {
@@ -206,8 +209,6 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	d.bus.Close()
 	unserve()
 	parts.Wait()
-	os.Remove(conf.Daemon.Socket)
-	os.Remove(conf.Daemon.Control)
 	d.log.Info("zhxd has ended", "uptime", round(time.Since(d.began)))
 	return nil
 }
@@ -276,10 +277,11 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 	}
 	s := &session{id: watchdog.ID{Name: name, Run: number}, client: c, tree: t, unfed: &d.unfed, targets: targets{}}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	s.dog = d.watch.Dog(s.id, c.conf.WatchdogTimeout)
 	s.configure(d.watch, modeOf(c.conf.Watchdog), c.conf.WatchdogTimeout)
 	c.current = s
+	c.mu.Unlock()
+	d.takeBack(c.names())
 }
 
 // Running implements procman.Events.
@@ -325,7 +327,7 @@ func (d *Daemon) settle(suspects []watchdog.ID) {
 			}
 		}
 	}
-	d.bus.Settle(settleMax, func(who any) bool {
+	d.bus.Settle(watchdog.SettleMax, func(who any) bool {
 		t := who.(*visitor).tree.Load()
 		return t == nil || trees[t]
 	})
@@ -351,12 +353,10 @@ func (d *Daemon) lapsed(l watchdog.Lapse) {
 	go d.procs.Expire(l.Name, l.Run, "no feed for "+round(l.Silence).String()) // its loop may be busy; the judge must not be
 }
 
-// signals turns SIGHUP into a reload, the first SIGINT or SIGTERM into the end, and the next one into a fast end.
-func (d *Daemon) signals(ctx context.Context, hurry func()) {
-	ch := make(chan os.Signal, 4)
-	signal.Notify(ch, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
-	defer signal.Stop(ch)
-	for ending := false; ; {
+// signals turns SIGHUP into a reload, the first SIGINT or SIGTERM into the end, and a later one into a fast end. One that
+// comes with the first is the same wish: timeout(1) signals the process and its group.
+func (d *Daemon) signals(ctx context.Context, ch <-chan os.Signal, hurry func()) {
+	for asked := (time.Time{}); ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -364,11 +364,12 @@ func (d *Daemon) signals(ctx context.Context, hurry func()) {
 			switch {
 			case sig == unix.SIGHUP:
 				go d.reload(ctx, "SIGHUP") // the loop logs what came of it
-			case ending:
+			case !asked.IsZero() && time.Since(asked) < oneWish:
+			case !asked.IsZero():
 				d.log.Warn("asked to end again", "by", sig.String(), "next", "clients are killed")
 				hurry()
 			default:
-				ending = true
+				asked = time.Now()
 				d.log.Info("asked to end", "by", sig.String())
 				d.end()
 			}

@@ -17,6 +17,7 @@ import (
 
 	"zhx/daemon/control"
 	"zhx/ipc"
+	"zhx/ipc/wire"
 )
 
 // An edit of the file applies as a difference, and an invalid one not at all.
@@ -197,11 +198,100 @@ func TestStoppedClientLeavesItsName(t *testing.T) {
 	if p, err := c.Receive(); err != nil || !strings.HasPrefix(string(p.Msg), "hello\x00") || p.Source != "zhxctl" {
 		t.Errorf("received %v %v", p, err)
 	}
+	z.edit(fmt.Sprintf("[client.mine]\ncommand = [%q, \"role-sleeper\"]\n", exe(t))) // so it does not register itself
+	if _, err := z.Reload(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if !z.client("mine").Connected {
+		t.Error("the debugged one lost the name by a reload")
+	}
 	if _, err := z.Start(context.Background(), one); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Receive(); err == nil {
-		t.Error("the older connection was not closed when the client registered")
+		t.Error("the older connection was not closed when the client was started")
+	}
+}
+
+// A client has further names, all on one dog; a name that an edit gives to another client is that one's alone at once,
+// though the first is still connected under it.
+func TestNames(t *testing.T) {
+	mine := fmt.Sprintf("[client.mine]\ncommand = [%q, \"role-alias\", \"other\"]\n", exe(t))
+	z := serve(t, mine+"names = [\"other\"]\n")
+	z.until("its alias has armed the client's dog", func() bool { return z.client("mine").Watchdog.Armed })
+	z.until("it is connected by its alias", func() bool { return z.client("mine").Connected })
+	pid := z.pid("mine")
+	if err := z.Send(context.Background(), control.SendRequest{Target: "other", Text: "hello"}); err != nil {
+		t.Fatal(err)
+	}
+	z.logged("[mine] | received hello")
+	if got := z.client("mine").Messages.Received; got != 1 {
+		t.Errorf("its alias received: %d messages on its account", got)
+	}
+	z.edit(mine + fmt.Sprintf("[client.rest]\ncommand = [%q, \"role-sleeper\"]\nnames = [\"other\"]\n", exe(t)))
+	z.logged("[other] name withdrawn")
+	z.logged("[mine] | disconnected")
+	if z.pid("mine") != pid {
+		t.Error("a change of names cost the process")
+	}
+}
+
+// roleAlias registers and arms under a further name of the client, and prints what comes.
+func roleAlias(name string) {
+	c, err := ipc.Dial(context.Background(), "")
+	if err == nil {
+		err = c.Register(name)
+	}
+	if err == nil {
+		err = c.Arm()
+	}
+	for err == nil {
+		var p wire.Packet
+		if p, err = c.Receive(); err == nil {
+			fmt.Println("received " + p.Text())
+		}
+	}
+	fmt.Println("disconnected")
+	for {
+		unix.Pause()
+	}
+}
+
+// identity = "warn" lets through what cannot be proved, and says so; "enforce" takes it back, live.
+func TestWarn(t *testing.T) {
+	sleeper := fmt.Sprintf("[client.mine]\ncommand = [%q, \"role-sleeper\"]\n", exe(t))
+	z := serve(t, "identity = \"warn\"\n"+sleeper)
+	c, err := ipc.Dial(context.Background(), filepath.Join(z.dir, "run", "zhx.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Register("mine"); err != nil {
+		t.Fatal(err)
+	}
+	z.until("the stranger has the name", func() bool { return z.client("mine").Connected })
+	z.logged(`name not proved (name=mine verdict="would be refused"`)
+	z.edit(sleeper)
+	if _, err := c.Receive(); err == nil {
+		t.Error("the stranger was not disconnected")
+	}
+}
+
+// A run directory that others use keeps what it permits.
+func TestSharedRunDir(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	r, err := holdRundir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.release()
+	for path, want := range map[string]os.FileMode{dir: os.ModeDir | os.ModeSticky | 0o777, r.state: os.ModeDir | 0o700} {
+		if fi, err := os.Stat(path); err != nil || fi.Mode() != want {
+			t.Errorf("%s: %v %v, want %v", path, fi.Mode(), err, want)
+		}
 	}
 }
 

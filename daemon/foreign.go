@@ -24,7 +24,6 @@ type stranger struct {
 	d       *Daemon
 	name    string
 	account *broker.Account // of a client that is stopped by hand and whose name this is; else nil
-	targets targets
 	held    *watchdog.Dog
 }
 

@@ -3,8 +3,9 @@
 //
 //	accept ─> Arrive: pid, start time, which run's tree is it in? (for TCP: asked when a name is claimed)
 //	cmd 0, 1, 2 ─> Claim: a client's name belongs to its current run's tree; a free name to whoever has it first
+//	a run begins, an edit gives a name to another ─> takeBack: who has a name that is not its own any more is disconnected
 //
-// What cannot be proved is refused and counted; the first refusal of a name says what is missing and how to mend it.
+// What cannot be proved is refused and counted; a client's first refusal says what is missing and how to mend it.
 package daemon
 
 import (
@@ -16,12 +17,11 @@ import (
 	"sync/atomic"
 
 	"zhx/ipc/broker"
-	"zhx/ipc/wire"
 	"zhx/procman"
 	"zhx/procman/proc"
 )
 
-const refusalsMax = 256 // names whose first refusal was logged; beyond that refusals are only counted
+const unproved = "none (identity = warn)" // a proof that identity = "enforce" does not take
 
 // visitor is one connection, as the kernel names it.
 type visitor struct {
@@ -30,11 +30,14 @@ type visitor struct {
 	id   proc.ID // zero: not known (TCP, or the process was gone when it was accepted)
 
 	tree atomic.Pointer[proc.Tree] // the run whose tree it is in, as soon as that is known
+
+	// Owned by the peer's reader:
+	targets targets // of what it sends under free names
 }
 
 // Arrive implements broker.Gate.
 func (d *Daemon) Arrive(c broker.Cred) any {
-	v := &visitor{cred: c}
+	v := &visitor{cred: c, targets: targets{}}
 	if c.PID > 0 {
 		if st, err := proc.ReadStat(c.PID); err == nil && (c.UID < 0 || st.UID == c.UID || c.UID == 0) {
 			v.id = st.ID
@@ -47,12 +50,9 @@ func (d *Daemon) Arrive(c broker.Cred) any {
 // Claim implements broker.Gate: it binds a name to what it means for this peer.
 func (d *Daemon) Claim(who any, name string, use broker.Use) (broker.Session, error) {
 	v := who.(*visitor)
-	if wire.Reserved(name) {
-		return nil, d.refuse(v, name, "the name is reserved", "use a name of your own")
-	}
 	c := d.owner(name)
 	if c == nil {
-		return &stranger{d: d, visitor: v, name: name, targets: targets{}}, nil
+		return &stranger{d: d, visitor: v, name: name}, nil
 	}
 	run := c.run()
 	if run == nil {
@@ -60,13 +60,34 @@ func (d *Daemon) Claim(who any, name string, use broker.Use) (broker.Session, er
 	}
 	proof, missing := d.prove(v, run, use)
 	if proof == "" {
-		err := d.refuse(v, name, missing, "start it as client "+c.name+", or set identity = \"warn\" in [daemon]")
+		err := d.refuse(v, c, name, missing, "start it as client "+c.name+", or set identity = \"warn\" in [daemon]")
 		if d.enforcing() {
 			return nil, err
 		}
-		proof = "none (identity = warn)"
+		proof = unproved
 	}
 	return &claim{session: run, proof: proof}, nil
+}
+
+// takeBack makes names their owners' alone: nobody else's dogs are armed under them, and connections that have one of
+// them by a claim of yesterday are closed, to be asked anew when they come again.
+func (d *Daemon) takeBack(names []string) {
+	for _, name := range names {
+		d.forget(name, nil)
+	}
+	d.bus.Revoke(func(name string, s broker.Session) bool {
+		c := d.owner(name)
+		if c == nil {
+			return false
+		}
+		switch s := s.(type) {
+		case *claim:
+			return s.client != c || s.proof == unproved && d.enforcing()
+		case *stranger:
+			return d.enforcing() && (s.account != &c.account || c.run() != nil)
+		}
+		return false
+	})
 }
 
 // prove says how it is known that v is part of the run, or what is missing.
@@ -105,7 +126,7 @@ func (d *Daemon) prove(v *visitor, run *session, use broker.Use) (proof, missing
 // claimIdle: a client that does not run now. Stopped by hand, its name belongs to processes of its user (gdb); else it
 // belongs to the run to come.
 func (d *Daemon) claimIdle(v *visitor, c *client, name string) (broker.Session, error) {
-	s := &stranger{d: d, visitor: v, name: name, account: &c.account, targets: targets{}}
+	s := &stranger{d: d, visitor: v, name: name, account: &c.account}
 	missing := "client " + c.name + " does not run"
 	if d.stoppedByHand(c.name) {
 		if v.cred.UID == 0 || v.cred.UID >= 0 && v.cred.UID == c.uid() {
@@ -113,7 +134,7 @@ func (d *Daemon) claimIdle(v *visitor, c *client, name string) (broker.Session, 
 		}
 		missing = "client " + c.name + " is stopped, and this is another user's process"
 	}
-	if err := d.refuse(v, name, missing, "zhxctl start "+c.name); d.enforcing() {
+	if err := d.refuse(v, c, name, missing, "zhxctl start "+c.name); d.enforcing() {
 		return nil, err
 	}
 	return s, nil
@@ -153,17 +174,9 @@ func (v *visitor) proof() string {
 	return "none"
 }
 
-// refuse says what is missing, and logs it for a name's first time. The broker counts.
-func (d *Daemon) refuse(v *visitor, name, missing, mend string) error {
-	d.mu.Lock()
-	_, told := d.refusals[name]
-	if !told && len(d.refusals) < refusalsMax {
-		d.refusals[name] = struct{}{}
-	} else {
-		told = true
-	}
-	d.mu.Unlock()
-	if !told {
+// refuse says what is missing, and logs it for a client's first time. The broker counts.
+func (d *Daemon) refuse(v *visitor, c *client, name, missing, mend string) error {
+	if c.told.CompareAndSwap(false, true) {
 		verdict := "refused"
 		if !d.enforcing() {
 			verdict = "would be refused"

@@ -74,7 +74,11 @@ func guard(o Options) (state string, err error) {
 		return "", err
 	}
 	state = filepath.Join(conf.Daemon.RunDir, "state")
-	if err := os.MkdirAll(state, stateMode); err != nil { // zhxd gives the run directory its mode
+	err = os.MkdirAll(conf.Daemon.RunDir, dirMode)
+	if err == nil {
+		err = os.MkdirAll(state, stateMode) // zhxd gives both their exact modes
+	}
+	if err != nil {
 		return "", fmt.Errorf("make run_dir: %w", err)
 	}
 	fd, err := unix.Open(filepath.Join(state, "lock"), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)

@@ -142,7 +142,7 @@ func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
 			if v == "" || strings.ContainsAny(v, " \t\n\"=()") {
 				v = strconv.Quote(v)
 			}
-			pairs = append(pairs, a.Key+"="+v)
+			pairs = append(pairs, a.Key+"="+printable(v))
 		}
 		return true
 	}

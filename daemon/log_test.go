@@ -12,12 +12,12 @@ import (
 func TestLogLine(t *testing.T) {
 	var b buffer
 	l := NewLog(&b)
-	l.Logger().With("client", "modem").Warn("lapse", "pid", 12, "text", "two words", "empty", "", "next", "it is killed")
+	l.Logger().With("client", "modem").Warn("lapse", "pid", 12, "text", "two words", "empty", "", "raw", "\x1bc", "next", "it is killed")
 	l.Logger().Info("ready", "socket", "/run/zhx/zhx.sock")
 	l.Output("modem", []byte("colour \x1b[31mred\x07 \xff 中文"))
 	l.Close()
 	want := []string{
-		`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z \[modem\] warn: lapse \(pid=12 text="two words" empty=""\) -> it is killed$`,
+		`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z \[modem\] warn: lapse \(pid=12 text="two words" empty="" raw=\\x1bc\) -> it is killed$`,
 		`Z \[zhxd\] ready \(socket=/run/zhx/zhx\.sock\)$`,
 		`Z \[modem\] \| colour \\x1b\[31mred\\a \\xff 中文$`,
 	}

@@ -32,6 +32,8 @@ func TestMain(m *testing.M) {
 			roleTalker()
 		case "role-lazy":
 			roleLazy(os.Args[2])
+		case "role-alias":
+			roleAlias(os.Args[2])
 		case "role-sleeper":
 			for {
 				unix.Pause()

@@ -27,7 +27,12 @@ const PresenceName = "zhx_server"
 
 const presenceLeader = "zhx_presence"
 
-const presenceDelay = time.Second // between two tries to bring it up: it is of no use to be hot here
+// Between two tries to bring it up: the first, doubled up to the last. A system without pseudo-terminals is not told more
+// often.
+const (
+	presenceDelay    = time.Second
+	presenceDelayMax = 5 * time.Minute
+)
 
 // Presence plays one of the two sleepers if the program was started as one (argv[0] says so) and then never returns but
 // with an exit code. main calls it first.
@@ -55,18 +60,25 @@ func Presence() (code int, played bool) {
 
 // keepPresence keeps the two sleepers alive until ctx ends, then ends them.
 func keepPresence(ctx context.Context, k *proc.Kernel, log *slog.Logger) {
-	for ctx.Err() == nil {
-		if err := presence(ctx, k); err != nil {
-			log.Warn("prototype presence failed", "err", err, "next", "tried again in "+presenceDelay.String())
+	for delay := presenceDelay; ctx.Err() == nil; {
+		began := time.Now()
+		err := presence(ctx, k)
+		if ctx.Err() != nil {
+			return
 		}
+		if time.Since(began) > presenceDelayMax {
+			delay = presenceDelay
+		}
+		log.Warn("prototype presence failed", "err", err, "next", "tried again in "+delay.String())
 		select {
 		case <-ctx.Done():
-		case <-time.After(presenceDelay):
+		case <-time.After(delay):
 		}
+		delay = min(2*delay, presenceDelayMax)
 	}
 }
 
-// presence runs the sleepers once, and returns when they are gone.
+// presence runs the sleepers once, and returns when they are gone, with why.
 func presence(ctx context.Context, k *proc.Kernel) error {
 	master, slave, err := proc.OpenPTY()
 	if err != nil {
@@ -91,7 +103,7 @@ func presence(ctx context.Context, k *proc.Kernel) error {
 	tree.Kill()
 	err = tree.WaitEmpty(context.WithoutCancel(ctx))
 	child.Reap()
-	if ctx.Err() == nil && err == nil {
+	if err == nil {
 		err = fmt.Errorf("%s ended", PresenceName)
 	}
 	return err

@@ -54,8 +54,10 @@ func (d *Daemon) reload(ctx context.Context, by string) reloadReply {
 	select {
 	case d.reloads <- req:
 		return <-req.reply
-	case <-ctx.Done():
+	case <-d.ending:
 		return reloadReply{err: errors.New("zhxd is ending")}
+	case <-ctx.Done():
+		return reloadReply{err: ctx.Err()}
 	}
 }
 
@@ -107,11 +109,14 @@ func (d *Daemon) edit(waited fileSum) (wait fileSum) {
 	switch {
 	case err != nil:
 		d.invalid("edit", err)
+	case conf.Sum == d.config().Sum: // a reload by hand was faster, or the edit was taken back
+		d.onDisk.Store(&diskState{word: "ok"})
 	case d.config().Daemon.Reload == "manual":
 		d.onDisk.Store(&diskState{word: "changed"})
 		d.log.Info("configuration changed", "by", "edit", "next", "zhxctl reload")
 	case d.removes(conf) && conf.Sum != waited:
 		d.onDisk.Store(&diskState{word: "changed"})
+		d.log.Info("configuration removes a client", "by", "edit", "next", "applied when the file has stood still for "+removalSettle.String())
 		return conf.Sum
 	default:
 		d.use(conf, "edit")
@@ -192,10 +197,14 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 		}
 	}
 	d.mu.Unlock()
-	d.owners.Store(&owners)
-	for name := range owners {
-		d.forget(name, nil)
+	was := *d.owners.Swap(&owners)
+	var moved []string
+	for name, c := range owners {
+		if was[name] != c {
+			moved = append(moved, name)
+		}
 	}
+	d.takeBack(moved)
 	return planWith(d.procs.Apply(specs), old.Clients, conf.Clients)
 }
 

@@ -20,7 +20,6 @@ import (
 const (
 	dirMode        = 0o755
 	stateMode      = 0o700
-	socketPathMax  = 107 // bytes, unix(7): sun_path less its NUL
 	staleProbeTime = time.Second
 )
 
@@ -36,13 +35,8 @@ type rundir struct {
 // holdRundir makes the run directory and takes its lock. ErrRunning names the pid of the zhxd that has it.
 func holdRundir(path string) (*rundir, error) {
 	r := &rundir{path: path, state: filepath.Join(path, "state")}
-	for dir, mode := range map[string]fs.FileMode{r.path: dirMode, r.state: stateMode} {
-		if err := os.MkdirAll(dir, mode); err != nil {
-			return nil, fmt.Errorf("make run_dir: %w", err)
-		}
-		if err := os.Chmod(dir, mode); err != nil { // modes do not depend on umask
-			return nil, fmt.Errorf("make run_dir: %w", err)
-		}
+	if err := r.make(); err != nil {
+		return nil, fmt.Errorf("make run_dir: %w", err)
 	}
 	lock := filepath.Join(r.state, "lock")
 	f, err := os.OpenFile(lock, os.O_CREATE|os.O_RDWR, 0o600)
@@ -64,15 +58,31 @@ func holdRundir(path string) (*rundir, error) {
 	return r, nil
 }
 
+// make makes the directories, of which the modes do not depend on umask. What is there already only gets wider: run_dir
+// may be /tmp.
+func (r *rundir) make() error {
+	if err := os.MkdirAll(r.path, dirMode); err != nil {
+		return err
+	}
+	fi, err := os.Stat(r.path)
+	if err == nil && fi.Mode()&dirMode != dirMode {
+		err = os.Chmod(r.path, fi.Mode()|dirMode)
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(r.state, stateMode); err != nil {
+		return err
+	}
+	return os.Chmod(r.state, stateMode)
+}
+
 // release gives the run directory up; the lock file stays, so that no two holders can have different files.
 func (r *rundir) release() { r.lock.Close() }
 
 // listenUnix makes a listening socket with exactly that mode and group. A socket that nobody listens on is replaced; one
 // that answers belongs to somebody else; what is no socket is left alone.
 func listenUnix(path, key string, mode fs.FileMode, group string) (*net.UnixListener, error) {
-	if len(path) > socketPathMax {
-		return nil, fmt.Errorf("[daemon] %s: %q is %d bytes long, a socket's path has at most %d", key, path, len(path), socketPathMax)
-	}
 	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
 		return nil, fmt.Errorf("[daemon] %s: %w", key, err)
 	}
@@ -83,8 +93,11 @@ func listenUnix(path, key string, mode fs.FileMode, group string) (*net.UnixList
 	case fi.Mode()&fs.ModeSocket == 0:
 		return nil, fmt.Errorf("[daemon] %s: %s exists and is no socket: remove it", key, path)
 	default:
-		if c, err := net.DialTimeout("unix", path, staleProbeTime); err == nil {
+		c, err := net.DialTimeout("unix", path, staleProbeTime)
+		if err == nil {
 			c.Close()
+		}
+		if !errors.Is(err, unix.ECONNREFUSED) { // EAGAIN: its queue is full
 			return nil, fmt.Errorf("[daemon] %s: another program listens on %s", key, path)
 		}
 		if err := os.Remove(path); err != nil {

@@ -24,10 +24,18 @@ type client struct {
 	name    string
 	account broker.Account
 	lapses  atomic.Int64
+	told    atomic.Bool // its first refusal was logged
 
 	mu      sync.Mutex // guards what follows
 	conf    config.Client
 	current *session // the run that lives now, nil between two runs
+}
+
+// names are all that belong to the client.
+func (c *client) names() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]string{c.name}, c.conf.Names...)
 }
 
 func (c *client) run() *session {

@@ -12,6 +12,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"zhx/daemon"
 )
@@ -20,6 +22,9 @@ func main() {
 	if code, played := daemon.Presence(); played {
 		os.Exit(code)
 	}
+	// Whoever reads the log may go (zhxd | tee): a failed write, not the end of zhxd. Caught, not ignored: children would
+	// inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(os.Args[1:]))
 }
 

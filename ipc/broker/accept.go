@@ -161,6 +161,15 @@ func (l *listener) complain(err error, next string) {
 	}
 }
 
+// peerLimit leaves zhxd what it needs besides to start and watch processes: anybody may connect.
+func peerLimit() int {
+	var files unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) != nil {
+		return maxPeers
+	}
+	return int(min(maxPeers, files.Cur/2))
+}
+
 // admit makes a peer of an accepted descriptor, or closes it at the limit.
 func (b *Broker) admit(fd int, t Transport) {
 	if t == TCP {

@@ -31,7 +31,7 @@ import (
 
 // The limits, each with what happens at it.
 const (
-	maxPeers   = 8192                   // connections at once; the next one is closed at accept, counted, logged once a second
+	maxPeers   = 8192                   // connections at once, and at most half of the descriptors that the process may have; the next one is closed at accept, counted, logged once a second
 	maxClaims  = 16                     // (name, use) pairs kept of a connection; the oldest that it does not receive under is forgotten, and asked for again; one more to receive under is refused
 	maxPairs   = 1024                   // (source, target) pairs remembered for the log of undeliverable messages; beyond, only counted
 	readSize   = 64 << 10               // bytes a read takes; more waits in the socket
@@ -82,7 +82,8 @@ type Gate interface {
 	Account(name string) *Account
 }
 
-// Session is a peer's proved right to a name. Its methods are called from any goroutine and must not block.
+// Session is a peer's proved right to a name. Its methods are called from any goroutine, Hold and Release under a
+// receiver's lock, and must not block.
 type Session interface {
 	Managed() bool            // the name belongs to a client that zhx manages
 	Account() *Account        // nil: not counted
@@ -134,7 +135,7 @@ type Broker struct {
 	// Immutable:
 	gate   Gate
 	log    *slog.Logger
-	limit  int           // maxPeers; less in a test
+	limit  int           // of peers
 	noDiag bool          // in a test: as on a kernel without sock_diag
 	done   chan struct{} // Close -> acceptors
 	passed chan struct{} // readers and acceptors that park -> Settle
@@ -160,7 +161,7 @@ type counts struct {
 // New makes a broker that asks g and logs to log. It does nothing until Serve.
 func New(g Gate, log *slog.Logger) *Broker {
 	return &Broker{
-		gate: g, log: log, limit: maxPeers, done: make(chan struct{}), passed: make(chan struct{}, 1),
+		gate: g, log: log, limit: peerLimit(), done: make(chan struct{}), passed: make(chan struct{}, 1),
 		names:     names{receivers: map[string]*claim{}},
 		quiet:     quiet{last: map[pair]sparse{}},
 		listeners: map[*listener]struct{}{},
@@ -201,6 +202,22 @@ func (b *Broker) Send(target, source string, msg []byte) error {
 	}
 	b.log.Info("forwarded", "source", source, "target", target)
 	return nil
+}
+
+// Revoke closes the connections of which a claim has become stale; stale may call the broker. A claim that a reader is
+// just being given is asked for again. Any goroutine may call it.
+func (b *Broker) Revoke(stale func(name string, s Session) bool) {
+	b.names.renew()
+	for _, p := range b.snapshot() {
+		b.names.mu.RLock()
+		claims := slices.Clone(p.claims)
+		b.names.mu.RUnlock()
+		i := slices.IndexFunc(claims, func(c *claim) bool { return stale(c.name, c.session) })
+		if i >= 0 {
+			b.log.Info("name withdrawn", p.attrs("client", claims[i].name, "next", "its connection is closed")...)
+			p.kick()
+		}
+	}
 }
 
 // Connected tells whether a connection receives under name.

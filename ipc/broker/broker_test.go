@@ -362,3 +362,30 @@ func TestClose(t *testing.T) {
 	}
 	w.Close()
 }
+
+// Who has a name by a claim that became stale is disconnected, and nobody else is; a claim that the gate is just granting
+// is asked for again.
+func TestRevoke(t *testing.T) {
+	w := start(t)
+	a, b := w.receiver(Unix, "a"), w.receiver(TCP, "b")
+	asked := make(chan struct{})
+	w.gate.refuse(func(name string, use Use) error {
+		if name == "late" {
+			asked <- struct{}{}
+			<-asked
+		}
+		return nil
+	})
+	late := w.dial(Unix)
+	late.put(wire.Packet{Cmd: wire.CmdRegister, Source: "late"})
+	<-asked
+	w.Revoke(func(name string, _ Session) bool { return name == "a" })
+	a.closed()
+	asked <- struct{}{}
+	<-asked // again
+	w.gate.refuse(nil)
+	asked <- struct{}{}
+	w.until("it has the name", func() bool { return w.Connected("late") })
+	b.put(message("late", "b", "still here"))
+	late.want("still here")
+}

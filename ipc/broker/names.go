@@ -24,6 +24,7 @@ type names struct {
 	mu sync.RWMutex
 	// mu guards:
 	receivers map[string]*claim
+	renewed   uint64 // times that the gate has changed its mind
 	// and each peer's gone and, for others than its reader, its claims.
 }
 
@@ -77,11 +78,30 @@ func (n *names) leave(p *peer) {
 	}
 }
 
-// keep adds c to its peer's claims. At maxClaims the oldest that the peer does not receive under makes room; if it
-// receives under all of them, keep says no.
-func (n *names) keep(c *claim) bool {
+// renew makes every claim that is being asked for be asked for again.
+func (n *names) renew() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.renewed++
+}
+
+// asking is what keep wants to be told of the moment when the gate was asked.
+func (n *names) asking() uint64 {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.renewed
+}
+
+var errRenewed = errors.New("the gate is to be asked again")
+
+// keep adds c to its peer's claims. At maxClaims the oldest that the peer does not receive under makes room; if it
+// receives under all of them, keep says errTooMany.
+func (n *names) keep(c *claim, asked uint64) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.renewed != asked {
+		return errRenewed
+	}
 	p := c.peer
 	if len(p.claims) == maxClaims {
 		i := 0
@@ -89,10 +109,10 @@ func (n *names) keep(c *claim) bool {
 			i++
 		}
 		if i == maxClaims {
-			return false
+			return errTooMany
 		}
 		p.claims = append(p.claims[:i:i], p.claims[i+1:]...)
 	}
 	p.claims = append(p.claims, c)
-	return true
+	return nil
 }

@@ -28,7 +28,7 @@ func TestTake(t *testing.T) {
 				s := &session{}
 				s.managed.Store(managed)
 				k := &claim{peer: p, name: "client1", use: Receive, session: s}
-				n.keep(k)
+				n.keep(k, 0)
 				return k
 			}
 			old := claimOf(peerOf(c.holder), false)
@@ -88,7 +88,7 @@ func TestNamesModel(t *testing.T) {
 				p, s := rapid.SampledFrom(peers).Draw(t, "peer"), &session{}
 				s.managed.Store(rapid.Bool().Draw(t, "managed"))
 				c := &claim{peer: p, name: rapid.StringMatching("[a-c]").Draw(t, "name"), use: Receive, session: s}
-				if !n.keep(c) {
+				if n.keep(c, 0) != nil {
 					t.Skip()
 				}
 				older, err := n.take(c)

@@ -2,11 +2,12 @@ package broker
 
 // This file writes to a receiver, and decides what becomes of messages that its socket has no room for.
 //
-//	          no room, then took      ┌──────────────┐  took nothing for stuckAfter   ┌────────┐
-//	deliver ─────────────────────────>│ waiting: the ├───────────────────────────────>│ stuck: │─> dropped and counted
-//	   │  <───────────────────────────┤ sender's     │                                │ begun  │
-//	   │            all written       │ reader parks │<───────────────────────────────┤ packet │
-//	   └─> straight into the socket   └──────────────┘    the socket takes bytes      └────────┘ kept
+//	deliver ──> straight into the socket
+//	   │ no room
+//	   v                     took nothing for stuckAfter
+//	waiting: the sender's  ──────────────────────────────> stuck: messages are dropped and counted,
+//	reader parks           <────────────────────────────── the rest of a packet begun is kept
+//	                         the socket takes bytes again
 //
 // The lock is held while a sender waits: that is the flow control of the others. Only one goroutine at a time may be in
 // RawConn.Write of a connection (it keeps others out without their knowing): the sender that waits, or the finisher of a
@@ -95,6 +96,7 @@ func (o *outlet) deliver(packets []byte, from *peer, name string) (left []byte, 
 		from.release()
 	}
 	left, dropped, t := o.place(packets, from, name)
+	o.data = nil // it was the sender's buffer
 	o.mu.Unlock()
 	o.report(t)
 	return left, dropped

@@ -106,7 +106,9 @@ func (p *peer) farewell() {
 		p.b.log.Debug("malformed packet", p.attrs("err", p.end, "next", "connection closed")...)
 	default:
 		p.b.count.malformed.Add(1)
-		p.b.log.Warn("malformed packet", p.attrs("err", p.end, "next", "connection closed")...)
+		if kept, ok := p.b.quiet.pass(pairOf("\x00malformed", "")); ok {
+			p.b.log.Warn("malformed packet", p.attrs("err", p.end, "next", "connection closed", "kept_back", kept)...)
+		}
 	}
 }
 
@@ -178,16 +180,19 @@ func (p *peer) claim(name []byte, use Use, n int64) (*claim, bool) {
 		p.refuse(n, c.name, errName)
 		return nil, false
 	}
-	session, err := p.b.gate.Claim(p.who, c.name, use)
-	if err != nil {
-		p.b.count.refused.Add(n)
-		return nil, false
-	}
-	c.session, c.account = session, session.Account()
 	p.last = nil // keep may forget it
-	if !p.b.names.keep(c) {
-		p.refuse(n, c.name, errTooMany)
-		return nil, false
+	for err := errRenewed; err == errRenewed; {
+		asked := p.b.names.asking()
+		session, no := p.b.gate.Claim(p.who, c.name, use)
+		if no != nil {
+			p.b.count.refused.Add(n)
+			return nil, false
+		}
+		c.session, c.account = session, session.Account()
+		if err = p.b.names.keep(c, asked); err == errTooMany {
+			p.refuse(n, c.name, err)
+			return nil, false
+		}
 	}
 	return c, true
 }
