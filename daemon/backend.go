@@ -79,6 +79,9 @@ func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus 
 	if p.Run != 0 {
 		st.Run = &p.Run
 	}
+	if p.Text != "" && (p.State == procman.Failed || p.State == procman.Unkillable) {
+		st.Why = &p.Text
+	}
 	if !p.Next.IsZero() {
 		next := control.Seconds(time.Until(p.Next))
 		st.Next = &next

@@ -160,6 +160,9 @@ func ailment(c control.ClientStatus) (text, next string) {
 	if c.State == "unkillable" {
 		return "its process does not end, not even by SIGKILL: the kernel holds it", "look at /proc/" + row(c)[2] + "/stack and the kernel's log"
 	}
+	if c.State == "failed" && c.Why != nil {
+		return *c.Why, "zhxctl start " + c.Name + ", when that is mended"
+	}
 	if !failed || !slices.Contains([]string{"backoff", "failed", "exited"}, c.State) {
 		return "", ""
 	}

@@ -54,6 +54,7 @@ type ClientStatus struct {
 	Restarts  int64           `json:"restarts"` // since zhxd started, not counting those given by hand
 	Uptime    *float64        `json:"uptime_s"` // nil: no process
 	Next      *float64        `json:"next_s"`   // time until the next start; nil: none is planned
+	Why       *string         `json:"why"`      // failed, unkillable: what stands in the way
 	Connected bool            `json:"connected"`
 	Watchdog  *WatchdogStatus `json:"watchdog"` // nil: off
 	LastExit  *ExitStatus     `json:"last_exit"`
