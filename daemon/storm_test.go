@@ -57,7 +57,7 @@ func TestStorm(t *testing.T) {
 	s.calm()
 	s.row(kills)
 	s.stop()
-	t.Logf("%d acts in %v, then %d kills in a row", acts, length, kills)
+	t.Logf("%d acts in %v, %d of them signals that met a run, then %d kills in a row", acts, length, s.signals, kills)
 
 	held, _ := filepath.Glob(filepath.Join(s.locks, "*.held"))
 	for _, path := range held {
@@ -81,10 +81,11 @@ const stormClients = 5
 
 type storm struct {
 	*running
-	t     *testing.T
-	rand  *rand.Rand
-	locks string
-	turn  int // makes each configuration differ
+	t       *testing.T
+	rand    *rand.Rand
+	locks   string
+	signals int
+	turn    int // makes each configuration differ
 }
 
 // config is a valid configuration of some of the clients: which ones, and with which settings, the dice say.
@@ -134,6 +135,7 @@ func (s *storm) act() {
 func (s *storm) signal(name string, sig syscall.Signal) {
 	if pid := s.pid(name); pid > 0 && ownChild(s.t, pid) {
 		syscall.Kill(pid, sig)
+		s.signals++
 	}
 }
 

@@ -29,10 +29,6 @@ func (h *system) clear(ctx context.Context, s *Spec, r record) error {
 	if err := h.endLeftover(ctx, r); err != nil || !s.KillStrays {
 		return err
 	}
-	return h.endStrays(ctx, s)
-}
-
-func (h *system) endStrays(ctx context.Context, s *Spec) error {
 	c, err := prepare(s, h.o.Environ)
 	if err != nil {
 		return nil // the spawn will say what is wrong
@@ -41,7 +37,11 @@ func (h *system) endStrays(ctx context.Context, s *Spec) error {
 	if err != nil {
 		return fmt.Errorf("look for unmanaged copies: %w", err)
 	}
-	for _, p := range part {
+	for i, p := range part {
+		if i == partMax {
+			h.o.Log.Warn("more look like unmanaged copies", "client", h.name, "count", len(part)-i, "next", "left alone")
+			break
+		}
 		h.o.Log.Warn("looks like an unmanaged copy", "client", h.name, "pid", p.PID, "why", p.Reason, "next", "left alone")
 	}
 	for _, f := range full {
@@ -54,46 +54,38 @@ func (h *system) endStrays(ctx context.Context, s *Spec) error {
 }
 
 // spawn starts run r.Run. The order is that of decision 8: intent, FIFO, fork, record.
-func (h *system) spawn(s *Spec, r *record, ring *logs.Ring) (life, error) {
+func (h *system) spawn(s *Spec, r *record, ring *logs.Ring) (_ life, err error) {
 	c, err := prepare(s, h.o.Environ)
 	if err != nil {
 		return nil, err
 	}
+	l := &run{log: h.o.Log, fifo: h.fifo(strconv.FormatUint(r.Run, 10)), drained: make(chan struct{})}
 	r.Mark, r.Boot, r.UID, r.PID, r.Start = rand.Text(), h.boot, c.uid, 0, 0
+	l.Tree = h.o.Kernel.NewTree(s.Name, r.Run, r.Mark, c.uid)
+	r.Cgroup = l.Tree.Cgroup()
+	defer func() {
+		if err != nil {
+			l.Tree.Close()
+			l.forget()
+		}
+	}()
 	if err := h.save(*r); err != nil {
 		return nil, err
 	}
-	l := &run{log: h.o.Log, fifo: h.fifo(strconv.FormatUint(r.Run, 10))}
-	syscall.Unlink(l.fifo) // of a run whose record somebody removed
-	var childEnd *os.File
-	if s.TTY {
-		l.out, childEnd, err = proc.OpenPTY()
-		if c.TTY = childEnd; err == nil && c.Cred != nil {
-			childEnd.Chown(c.uid, c.gid) // so that the child can open it by its name; it can do without
-		}
-	} else {
-		l.out, childEnd, err = proc.MakeFIFO(l.fifo, c.uid, c.gid)
-		c.Output = childEnd
-	}
+	childEnd, err := l.output(s, &c)
 	if err != nil {
 		return nil, fmt.Errorf("make its output: %w", err)
 	}
-	c.Env = append(c.Env, "ZHX_RUN="+r.Mark)
-	l.Tree = h.o.Kernel.NewTree(s.Name, r.Run, r.Mark, c.uid)
-	c.Tree = l.Tree
+	defer childEnd.Close()
+	c.Env, c.Tree = append(c.Env, "ZHX_RUN="+r.Mark), l.Tree
 	h.o.Events.Began(s.Name, r.Run, l.Tree)
-	l.Child, err = h.o.Kernel.Start(c.Command)
-	childEnd.Close()
-	if err != nil {
-		l.Tree.Close()
-		l.forget()
+	if l.Child, err = h.o.Kernel.Start(c.Command); err != nil {
 		return nil, err
 	}
 	r.PID, r.Start = l.PID, l.Child.Start
 	if err := h.save(*r); err != nil {
 		h.o.Log.Error("record not written", "client", s.Name, "run", r.Run, "err", err, "next", "after a crash the run is found by its mark alone")
 	}
-	l.drained = make(chan struct{})
 	go func() {
 		defer close(l.drained)
 		logs.Pump(l.out, ring, func(line []byte) {
@@ -103,6 +95,23 @@ func (h *system) spawn(s *Spec, r *record, ring *logs.Ring) (life, error) {
 		})
 	}()
 	return l, nil
+}
+
+// output makes both ends of what the child writes into, and gives the command its own.
+func (l *run) output(s *Spec, c *prepared) (childEnd *os.File, err error) {
+	if s.TTY {
+		l.out, c.TTY, err = proc.OpenPTY()
+		if err == nil && c.Cred != nil {
+			c.TTY.Chown(c.uid, c.gid) // so that the child can open it by its name; it can do without
+		}
+		return c.TTY, err
+	}
+	l.out, c.Output, err = proc.MakeFIFO(l.fifo, c.uid, c.gid)
+	if errors.Is(err, syscall.EEXIST) { // of a run whose record somebody removed
+		os.Remove(l.fifo)
+		l.out, c.Output, err = proc.MakeFIFO(l.fifo, c.uid, c.gid)
+	}
+	return c.Output, err
 }
 
 // A run is the real life.

@@ -152,7 +152,7 @@ func open(t *testing.T, dir string, o proc.Options) *station {
 	})
 	t.Cleanup(func() {
 		st.close()
-		if left, _ := filepath.Glob(filepath.Join(dir, "*.out")); left != nil {
+		if left := st.o.files("", ".out"); left != nil {
 			t.Errorf("left behind: %v", left)
 		}
 		if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != syscall.ECHILD {
@@ -478,14 +478,20 @@ func TestStray(t *testing.T) {
 	}
 	for _, kill := range []bool{true, false} {
 		st := open(t, t.TempDir(), proc.Options{})
-		stray, other := copies("same"), copies("other")
+		stray, others := copies("same"), []proc.ID{}
+		for range partMax + 2 {
+			others = append(others, copies("other"))
+		}
 		st.Apply([]Spec{real("a", "sleep", func(s *Spec) { s.Command, s.KillStrays = []string{prog, "same"}, kill })})
 		next(t, st.started)
 		want(t, "the stray lives", lives(stray), !kill)
-		want(t, "the other lives", lives(other), true)
-		want(t, "said", strings.Contains(st.log.String(), "unmanaged copy"), kill)
-		want(t, "said of the other", strings.Contains(st.log.String(), "left alone"), kill)
-		for _, id := range []proc.ID{stray, other} {
+		want(t, "the others live", slices.ContainsFunc(others, func(id proc.ID) bool { return !lives(id) }), false)
+		want(t, "said", strings.Contains(st.log.String(), "SIGTERM"), kill)
+		want(t, "said of all others", strings.Contains(st.log.String(), "count=2"), kill)
+		if n := strings.Count(st.log.String(), "looks like an unmanaged copy"); kill && n != partMax {
+			t.Errorf("%d lines on the others", n)
+		}
+		for _, id := range append(others, stray) {
 			st.end(id)
 		}
 		st.close()

@@ -15,7 +15,7 @@
 //	   └── down, tree empty ── stopping;   restart = never, on-failure: exited                KillWait over: unkillable
 //
 // A stop is honoured in every state, a start by hand too, at once in backoff, failed and exited. A client whose processes
-// survive SIGKILL is unkillable until they are gone: it gets no twin, then goes on. A client is failed when something
+// survive SIGKILL is unkillable until they are gone, killed again and again: it gets no twin, then goes on. A client is failed when something
 // that cannot be proved to be its own may still live (tried again every restart_delay_max, or by a start), or when it
 // could not be spawned and restart = "never".
 package procman
@@ -34,8 +34,9 @@ import (
 )
 
 const (
-	KillWait  = 5 * time.Second // from SIGKILL to state unkillable; for a leftover to state failed
+	KillWait  = 5 * time.Second // from SIGKILL to state unkillable, and to each further SIGKILL; for a leftover to state failed
 	StrayWait = 5 * time.Second // from SIGTERM to SIGKILL for a stray copy, then again to state failed
+	partMax   = 8               // lines about processes that match a client only in part; the rest is one line with their number
 	DrainWait = time.Second     // for the last output of an empty tree, if a stranger holds the FIFO; then it is cut off
 )
 

@@ -22,7 +22,7 @@ import (
 
 const (
 	recordVersion = 1
-	recordSize    = 1 << 10 // bytes of the file; a longer record is an error
+	recordSize    = 2 << 10 // bytes of the file; a longer record is an error
 )
 
 // A record is one client's file NAME.json. The last run stays in it after its end; whether it lives is asked of the kernel.
@@ -35,6 +35,7 @@ type record struct {
 	PID       int    `json:"pid,omitempty"`  // 0: zhxd died between intent and fork, or before it could write it
 	Start     uint64 `json:"start,omitempty"`
 	UID       int    `json:"uid"`
+	Cgroup    string `json:"cgroup,omitempty"`     // the run's cgroup2
 	StoppedBy string `json:"stopped_by,omitempty"` // stopped by hand: not started by autostart
 }
 
@@ -89,12 +90,24 @@ func (h *system) save(r record) error {
 	return nil
 }
 
+// files lists what the state directory has of such names. (filepath.Glob would read the directory's own name as a pattern.)
+func (o Options) files(prefix, suffix string) (paths []string) {
+	entries, _ := os.ReadDir(o.Dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) && strings.HasSuffix(e.Name(), suffix) {
+			paths = append(paths, filepath.Join(o.Dir, e.Name()))
+		}
+	}
+	return paths
+}
+
 // endLeftover makes sure that nothing of an earlier zhxd's run lives: what proves to be of it is killed. An error: something may.
 func (h *system) endLeftover(ctx context.Context, r record) error {
 	if r.Mark != "" && r.Boot == h.boot {
 		ctx, cancel := context.WithTimeout(ctx, KillWait)
 		defer cancel()
-		killed, left, err := h.o.Kernel.KillMarked(ctx, r.Mark, proc.ID{PID: r.PID, Start: r.Start}, r.UID)
+		killed, left, err := h.o.Kernel.KillRemains(ctx, proc.Remains{
+			Mark: r.Mark, Leader: proc.ID{PID: r.PID, Start: r.Start}, UID: r.UID, Cgroup: r.Cgroup})
 		for _, id := range killed {
 			h.o.Log.Warn("left over from a dead zhxd", "client", h.name, "run", r.Run, "pid", id.PID, "next", "it was killed")
 		}
@@ -105,8 +118,7 @@ func (h *system) endLeftover(ctx context.Context, r record) error {
 			return err
 		}
 	}
-	fifos, _ := filepath.Glob(h.fifo("*"))
-	for _, fifo := range fifos {
+	for _, fifo := range h.o.files(h.name+".", ".out") {
 		if held, err := proc.FIFOHeld(fifo); err != nil {
 			return err
 		} else if held {
@@ -121,7 +133,7 @@ func (h *system) endLeftover(ctx context.Context, r record) error {
 // start time and mark, whole trees, and says so. It is called before the first Apply, and ends with ctx. The error has what
 // could not be verified: it is not touched, and a client of that name is failed until it is gone.
 func (s *Set) Leftovers(ctx context.Context) error {
-	paths, _ := filepath.Glob(filepath.Join(s.o.Dir, "*.json"))
+	paths := s.o.files("", ".json")
 	errs := make([]error, len(paths))
 	var wg sync.WaitGroup
 	for i, path := range paths {

@@ -210,7 +210,7 @@ func (m machine) ending(e event) (machine, action) {
 		if !m.killed {
 			return m.kill(e, m.cause)
 		}
-		return m.to(Unkillable, 0, doNothing)
+		return m.to(Unkillable, e.now+KillWait, doKill) // again: new members may have kept appearing
 	case evEnded:
 		return m.next(e)
 	}

@@ -10,13 +10,12 @@ package logs
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 const (
-	RingSize    = 64 << 10 // bytes of a ring, lineCost included; the oldest lines go first, counted in Dropped
-	LineMax     = 4 << 10  // bytes of a line; a longer one becomes several, each break counted in Cut
+	RingSize    = 64 << 10 // bytes of a ring, lineCost included; the oldest lines go first
+	LineMax     = 4 << 10  // bytes of a line; a longer one becomes several
 	FollowQueue = 256      // lines that wait for a follower; what comes then is lost to it, see Line.Lost
 	lineCost    = 64       // what a line costs beside its bytes, so that empty lines fill a ring too
 )
@@ -31,8 +30,6 @@ type Line struct {
 
 // A Ring is the last output of one client, over all its runs. Any goroutine may use it.
 type Ring struct {
-	dropped, cut atomic.Int64
-
 	mu        sync.Mutex
 	lines     []Line // mu guards these
 	size      int
@@ -46,10 +43,6 @@ type follower struct {
 }
 
 func NewRing() *Ring { return &Ring{followers: map[*follower]struct{}{}} }
-
-// Dropped is how many lines have left the ring to make room; Cut how often a line was broken at LineMax.
-func (r *Ring) Dropped() int64 { return r.dropped.Load() }
-func (r *Ring) Cut() int64     { return r.cut.Load() }
 
 // Tail returns the last n lines, all if n < 0. With Follow called first, Seq tells which lines both have.
 func (r *Ring) Tail(n int) []Line {
@@ -90,7 +83,6 @@ func (r *Ring) Add(text string) {
 		r.lines[old] = Line{} // its text is not kept alive by the array
 	}
 	r.lines = r.lines[old:]
-	r.dropped.Add(int64(old))
 	for f := range r.followers {
 		line.Lost = f.lost
 		select {

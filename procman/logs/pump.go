@@ -25,7 +25,6 @@ func Pump(r io.Reader, ring *Ring, emit func(line []byte)) {
 			line, after, whole := bytes.Cut(rest, []byte("\n"))
 			if len(line) > LineMax {
 				line, after, whole = rest[:LineMax], rest[LineMax:], true
-				ring.cut.Add(1)
 			}
 			if !whole {
 				break

@@ -6,6 +6,7 @@ package proc
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -16,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroups is our directory OWN/zhx-PID, with a directory for each client. They are kept from run to run: the common restart
-// makes none. Kernel.mu guards it after openCgroups.
+// cgroups is our directory OWN/zhx-PID-START, with a directory for each client. They are kept from run to run: a restart makes
+// none. Kernel.mu guards it after openCgroups.
 type cgroups struct {
 	base   string // in the file system
 	path   string // as /proc/PID/cgroup shows it
@@ -27,29 +28,29 @@ type cgroups struct {
 
 type cgroup struct {
 	name  string
-	into  bool // clone can put a child into this one
-	spent bool // cgroup.kill was used
+	into  bool // clone can put a child into this one; not after cgroup.kill, see kill
 	dir   *os.File
 	procs *os.File // cgroup.procs, read again and again
 }
 
-// openCgroups answers nil where there is no cgroup2 or no right to make one.
-func openCgroups(log *slog.Logger) *cgroups {
+// openCgroups answers nil where there is no cgroup2 or no right to make one. The start time makes the name our own: a record
+// that names a cgroup means the processes in it, even after the pid was used again.
+func openCgroups(self ID, log *slog.Logger) *cgroups {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	mine, err2 := os.ReadFile("/proc/self/cgroup")
 	dir, own, err3 := ownCgroup(string(mounts), mine)
-	if err := errors.Join(err, err2, err3); err != nil {
-		log.Debug("no cgroup2", "err", err)
-		return nil
-	}
-	sweep(dir)
-	name := "zhx-" + strconv.Itoa(os.Getpid())
+	name := fmt.Sprintf("zhx-%d-%d", self.PID, self.Start)
 	cs := &cgroups{base: filepath.Join(dir, name), path: filepath.Join(own, name), byName: map[string]*cgroup{}}
-	if err := os.Mkdir(cs.base, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		log.Debug("no cgroup2", "err", err)
-		return nil
+	if err = errors.Join(err, err2, err3); err == nil {
+		sweep(dir)
+		if err = os.Mkdir(cs.base, 0o755); errors.Is(err, os.ErrExist) {
+			err = nil
+		}
 	}
-	base, err := os.Open(cs.base)
+	var base *os.File
+	if err == nil {
+		base, err = os.Open(cs.base)
+	}
 	if err != nil {
 		log.Debug("no cgroup2", "err", err)
 		return nil
@@ -95,7 +96,7 @@ func unescape(s string) string {
 }
 
 // probeInto forks a program that does not exist into the cgroup: ENOENT means that the fork got as far as exec. Where our own
-// cgroup was once emptied by cgroup.kill, the child may be killed at its birth (see get): then fork answers no error.
+// cgroup was once emptied by cgroup.kill, the child may be killed at its birth (see kill): then fork answers no error.
 func probeInto(dir *os.File) bool {
 	sys := &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	pid, err := syscall.ForkExec(dir.Name()+"/nothing", []string{""}, &syscall.ProcAttr{Sys: sys})
@@ -107,11 +108,14 @@ func probeInto(dir *os.File) bool {
 
 // sweep removes the empty cgroups of a zhxd that is gone. One with processes in it cannot be removed, and stays.
 func sweep(own string) {
-	old, _ := filepath.Glob(filepath.Join(own, "zhx-*"))
-	for _, dir := range old {
-		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), "zhx-"))
-		if err == nil && (pid == os.Getpid() || unix.Kill(pid, 0) == unix.ESRCH) {
-			remove(dir)
+	entries, _ := os.ReadDir(own)
+	for _, e := range entries {
+		var id ID
+		if n, _ := fmt.Sscanf(e.Name(), "zhx-%d-%d", &id.PID, &id.Start); n != 2 {
+			continue
+		}
+		if s, err := ReadStat(id.PID); errors.Is(err, ErrGone) || err == nil && s.ID != id {
+			remove(filepath.Join(own, e.Name()))
 		}
 	}
 }
@@ -126,19 +130,12 @@ func remove(dir string) {
 	unix.Rmdir(dir)
 }
 
-// get answers the cgroup of a client. One that cgroup.kill was used on is made anew: Linux 6.14 and later count these kills,
-// compare the count of the new cgroup with that of the parent's, and kill what clone puts there (seen on 6.18).
+// get answers the cgroup of a client.
 func (cs *cgroups) get(name string) (*cgroup, error) {
-	old := cs.byName[name]
-	if old != nil && !old.spent {
-		return old, nil
+	if c := cs.byName[name]; c != nil {
+		return c, nil
 	}
 	dir := filepath.Join(cs.base, name)
-	if old != nil {
-		old.close()
-		delete(cs.byName, name)
-		unix.Rmdir(dir)
-	}
 	err := os.Mkdir(dir, 0o755)
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
@@ -172,24 +169,21 @@ func (cs *cgroups) nameOf(pid int) string {
 
 func (cs *cgroups) close() {
 	for _, c := range cs.byName {
-		c.close()
+		c.dir.Close()
+		c.procs.Close()
 	}
 	remove(cs.base)
-}
-
-func (c *cgroup) close() {
-	c.dir.Close()
-	c.procs.Close()
 }
 
 func (c *cgroup) add(pid int) error {
 	return os.WriteFile(c.dir.Name()+"/cgroup.procs", strconv.AppendInt(nil, int64(pid), 10), 0)
 }
 
-// kill ends everything in the cgroup and below it at once (Linux 5.14; before that, nothing happens here).
+// kill ends everything in the cgroup and below it at once (Linux 5.14; before that, nothing happens here). Linux 6.14 and later
+// count these kills, compare the count with that of the parent's cgroup, and kill what clone puts there (seen on 6.18).
 func (c *cgroup) kill() {
 	if os.WriteFile(c.dir.Name()+"/cgroup.kill", []byte("1"), 0) == nil {
-		c.spent = true
+		c.into = false
 	}
 }
 

@@ -7,96 +7,69 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// WaitGone returns when the process that id names has ended (a zombie has), or with the context's error. With pidfd it is
-// parked in the poller; without, it looks again every 20 ms.
+// WaitGone returns when the process that id names has ended (a zombie has), or with the context's error. It looks again every
+// recheck: this is for strangers, of which there are few and seldom, and needs no second way for kernels without pidfd.
 func (k *Kernel) WaitGone(ctx context.Context, id ID) error {
-	fd := -1
-	if k.pidfd {
-		fd, _ = unix.PidfdOpen(id.PID, 0)
-	}
-	gone := func() bool {
-		s, err := ReadStat(id.PID)
-		return errors.Is(err, ErrGone) || err == nil && (s.ID != id || !s.Living())
-	}
-	if fd >= 0 {
-		return waitPidfd(ctx, fd, gone)
-	}
 	again := time.NewTicker(recheck)
 	defer again.Stop()
-	for !gone() {
+	for {
+		s, err := ReadStat(id.PID)
+		if errors.Is(err, ErrGone) || err == nil && (s.ID != id || !s.Living()) {
+			return nil
+		}
 		select {
 		case <-again.C:
 		case <-ctx.Done():
 			return fmt.Errorf("wait for the end of process %d: %w", id.PID, ctx.Err())
 		}
 	}
-	return nil
 }
 
-// waitPidfd parks until the pidfd, which it closes, is readable. gone is asked once: the descriptor may be of a successor.
-func waitPidfd(ctx context.Context, fd int, gone func() bool) error {
-	unix.SetNonblock(fd, true)
-	f := os.NewFile(uintptr(fd), "pidfd")
-	defer f.Close()
-	if gone() {
-		return nil
-	}
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })()
-	err = conn.Read(func(fd uintptr) bool {
-		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		return n > 0
-	})
-	if err != nil && ctx.Err() != nil {
-		err = ctx.Err()
-	}
-	return err
+// Remains tells what is known of a run of a dead zhxd. Its processes are nobody's children that we know.
+type Remains struct {
+	Mark   string
+	Leader ID // Start 0: not known
+	UID    int
+	Cgroup string // as Tree.Cgroup told; "" for none
 }
 
-// KillMarked ends what is left of a run of a dead zhxd, whose processes are nobody's children that we know: the leader if
-// its start time still fits, its group and session then, whoever carries the mark under that uid, and all their
-// descendants. It returns when they have ended. left is what it did not end, and why: not verified, not permitted, or alive
-// when ctx ended.
-func (k *Kernel) KillMarked(ctx context.Context, mark string, leader ID, uid int) (killed []ID, left []Stray, err error) {
+// KillRemains ends what is left of a run: the leader if its start time still fits, its group and session then, who is in its
+// cgroup, whoever carries the mark under that uid, and all their descendants. It returns when they have ended. left is what it
+// did not end, and why: not verified, not permitted, or alive when ctx ended.
+func (k *Kernel) KillRemains(ctx context.Context, r Remains) (killed []ID, left []Stray, err error) {
 	done := map[ID]struct{}{}
-	for round := 0; ; round++ {
-		members, refused, err := k.leftovers(mark, leader, uid)
-		if err != nil {
-			return killed, left, err
+	for fresh, round := true, 0; fresh; round++ {
+		found, err := r.find()
+		if err == nil && round == maxKillRounds {
+			err = ErrForking
 		}
-		fresh := false
-		for _, s := range append(members, refused...) {
+		if err != nil {
+			return killed, left, fmt.Errorf("kill what is left of run %s: %w", r.Mark, err)
+		}
+		fresh = false
+		for _, s := range found {
 			if _, ok := done[s.ID]; ok {
 				continue
 			}
 			done[s.ID], fresh = struct{}{}, true
 			if s.Reason == "" {
-				switch err := signalVerified(s.ID, unix.SIGKILL, k.pidfd); {
-				case err == nil:
+				err := signalVerified(s.ID, unix.SIGKILL, k.pidfd)
+				if err == nil {
 					killed = append(killed, s.ID)
-					continue
-				case errors.Is(err, ErrGone) || errors.Is(err, ErrRecycled):
-					continue
-				default:
-					s.Reason = err.Error()
 				}
+				if err == nil || errors.Is(err, ErrGone) || errors.Is(err, ErrRecycled) {
+					continue
+				}
+				s.Reason = err.Error()
 			}
 			left = append(left, s)
-		}
-		if !fresh {
-			break
-		}
-		if round == maxKillRounds {
-			return killed, left, fmt.Errorf("kill what is left of run %s: %w", mark, ErrForking)
 		}
 	}
 	for _, id := range killed {
@@ -104,45 +77,57 @@ func (k *Kernel) KillMarked(ctx context.Context, mark string, leader ID, uid int
 			left = append(left, Stray{id, "killed, but not dead: " + err.Error()})
 		}
 	}
+	if r.Cgroup != "" && len(left) == 0 {
+		unix.Rmdir(r.Cgroup)
+		unix.Rmdir(filepath.Dir(r.Cgroup)) // when it was the last
+	}
 	return killed, left, nil
 }
 
-// leftovers finds the living of a run that this process did not start. Our own ancestors are refused: zhxd may have been
-// started from inside a client.
-func (k *Kernel) leftovers(mark string, leader ID, uid int) (members, refused []Stray, err error) {
+// find lists the living of the run, with a reason those that are not to be touched. Our own ancestors are not: zhxd may have
+// been started from inside a client.
+func (r Remains) find() (list []Stray, err error) {
 	all, err := stats()
 	if err != nil {
-		return nil, nil, fmt.Errorf("list processes: %w", err)
+		return nil, err
 	}
-	line := ancestry(all[os.Getpid()])
-	verified := leader.Start != 0 && all[leader.PID].ID == leader
-	found := map[int]struct{}{}
+	verified := r.Leader.Start != 0 && all[r.Leader.PID].ID == r.Leader
+	found, ours := map[int]struct{}{}, map[int]struct{}{os.Getpid(): {}}
+	descend(all, ours)
 	for pid, s := range all {
-		theirs := verified && (pid == leader.PID || s.PGID == leader.PID || s.SID == leader.PID)
-		if !theirs && mark != "" && pid != os.Getpid() {
-			m, _, _ := Environ(pid, markVariable)
-			theirs = m == mark && (s.UID == uid || uid == 0)
-			if m == mark && !theirs && s.Living() {
-				refused = append(refused, Stray{s.ID, fmt.Sprintf("carries the run's mark, but runs as uid %d", s.UID)})
+		theirs := verified && (pid == r.Leader.PID || s.PGID == r.Leader.PID || s.SID == r.Leader.PID)
+		if _, own := ours[pid]; !own && !theirs && r.Mark != "" {
+			environ, _ := readProc(pid, "environ", maxEnviron) // of others only root may
+			m, _ := lookup(environ, markVariable)
+			theirs = m == r.Mark && (s.UID == r.UID || r.UID == 0)
+			if m == r.Mark && !theirs && s.Living() {
+				list = append(list, Stray{s.ID, fmt.Sprintf("carries the run's mark, but runs as uid %d", s.UID)})
 			}
 		}
 		if theirs {
 			found[pid] = struct{}{}
 		}
 	}
+	if r.Cgroup != "" {
+		b, _ := os.ReadFile(r.Cgroup + "/cgroup.procs") // gone when nobody was in it
+		for _, pid := range parseList(b) {
+			if _, ok := all[pid]; ok { // who was born since is met in the next round
+				found[pid] = struct{}{}
+			}
+		}
+	}
 	descend(all, found)
-	ours := map[int]struct{}{os.Getpid(): {}}
-	descend(all, ours)
+	line := ancestry(all[os.Getpid()])
 	for pid := range found {
 		s := all[pid]
 		if _, own := ours[pid]; own || !s.Living() {
 			continue
 		}
+		reason := ""
 		if slices.Contains(line, pid) {
-			refused = append(refused, Stray{s.ID, "is an ancestor of this process"})
-		} else {
-			members = append(members, Stray{ID: s.ID})
+			reason = "is an ancestor of this process"
 		}
+		list = append(list, Stray{s.ID, reason})
 	}
-	return members, refused, nil
+	return list, nil
 }

@@ -72,30 +72,21 @@ func parseStat(b []byte) (s Stat, ok bool) {
 		return s, false
 	}
 	s.PID, s.Comm, s.State = int(number(b[:open-1])), string(b[open+1:end]), b[end+2]
-	environ := int64(0)
-	field := 4 // the one that follows the state, as proc(5) counts
-	for f := range bytes.FieldsSeq(b[end+3:]) {
-		switch field {
-		case 4:
-			s.PPID = int(number(f))
-		case 5:
-			s.PGID = int(number(f))
-		case 6:
-			s.SID = int(number(f))
-		case 7:
-			s.TTY = int(number(f))
-		case 20:
-			s.Threads = int(number(f))
-		case 22:
-			s.Start = uint64(number(f))
-		case 50: // where it begins; 0 inside exec, in a process that is ending, and where we may not look
-			environ = number(f)
-		case 51:
-			s.noEnviron = environ != 0 && environ == number(f)
-		}
-		field++
+	fields := bytes.Fields(b[end+3:])
+	if len(fields) < 19 {
+		return s, false
 	}
-	return s, field > 22
+	field := func(n int) int64 { // as proc(5) counts
+		if n -= 4; n < len(fields) {
+			return number(fields[n])
+		}
+		return 0
+	}
+	s.PPID, s.PGID, s.SID, s.TTY = int(field(4)), int(field(5)), int(field(6)), int(field(7))
+	s.Threads, s.Start = int(field(20)), uint64(field(22))
+	// Where the environment lies; 0 inside exec, in a process that is ending, and where we may not look.
+	s.noEnviron = field(50) != 0 && field(50) == field(51)
+	return s, true
 }
 
 // number reads an unsigned decimal; anything else (fields that are -1) is 0.
@@ -112,10 +103,10 @@ func number(b []byte) (n int64) {
 func procPath(pid int, file string) string { return "/proc/" + strconv.Itoa(pid) + "/" + file }
 
 func procError(pid int, err error) error {
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
-	}
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 		err = ErrGone
 	}
 	return fmt.Errorf("process %d: %w", pid, err)
@@ -179,17 +170,7 @@ func stats() (map[int]Stat, error) {
 	return all, err
 }
 
-// Environ reads one variable of a process's initial environment (what it was executed with; later changes do not show).
-// It needs the same uid or CAP_SYS_PTRACE.
-func Environ(pid int, key string) (value string, found bool, err error) {
-	b, err := readProc(pid, "environ", maxEnviron)
-	if err != nil {
-		return "", false, err
-	}
-	value, found = lookup(b, key)
-	return value, found, nil
-}
-
+// lookup finds a variable in an environment as /proc/PID/environ shows it: what the process was executed with.
 func lookup(environ []byte, key string) (string, bool) {
 	for v := range bytes.SplitSeq(environ, []byte{0}) {
 		if len(v) > len(key) && v[len(key)] == '=' && string(v[:len(key)]) == key {

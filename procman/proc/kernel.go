@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -80,7 +82,7 @@ func Open(o Options, log *slog.Logger) (*Kernel, error) {
 		k.list, _ = os.Open(procPath(os.Getpid(), "task/"+strconv.Itoa(os.Getpid())+"/children"))
 	}
 	if !o.NoCgroup {
-		k.cgroups = openCgroups(log)
+		k.cgroups = openCgroups(self.ID, log)
 	}
 	log.Debug("kernel probed", "pidfd", k.pidfd, "children_list", k.list != nil,
 		"cgroup2", k.cgroups != nil, "cgroup2_clone", k.cgroups != nil && k.cgroups.into)
@@ -104,15 +106,10 @@ func (k *Kernel) Close() {
 	signal.Stop(k.signals)
 	close(k.signals)
 	k.mu.Lock()
-	var open []*os.File
-	for _, c := range k.children {
-		if c.pidfd != nil {
-			open = append(open, c.pidfd)
-		}
-	}
+	children := slices.Collect(maps.Values(k.children))
 	k.mu.Unlock()
-	for _, f := range open {
-		f.Close()
+	for _, c := range children {
+		c.pidfd.Close() // not under mu: it waits for park, and park for mu
 	}
 	k.parked.Wait()
 	if k.cgroups != nil {
@@ -196,20 +193,17 @@ func (k *Kernel) adopt(pid int, o *orphan) {
 		return
 	}
 	e := k.carried(s)
-	if o.tree = k.match(e); o.tree != nil {
+	o.tree = k.match(e)
+	switch {
+	case o.tree != nil:
 		o.settled = true
-		return
-	}
-	if e.undecided && time.Since(o.since) < maxUndecided {
+	case e.undecided && time.Since(o.since) < maxUndecided:
 		k.undecided = true
-		return
+	case k.forking == 0: // else it may be the child that is being made
+		o.settled = true
+		k.unplaced.Add(1)
+		k.log.Warn("orphan belongs to no client", "pid", pid, "process", s.Comm, "next", "left alone, reaped when it ends")
 	}
-	if k.forking > 0 {
-		return // it may be the child that is being made
-	}
-	o.settled = true
-	k.unplaced.Add(1)
-	k.log.Warn("orphan belongs to no client", "pid", pid, "process", s.Comm, "next", "left alone, reaped when it ends")
 }
 
 // evidence is what a process carries that tells its tree, whoever its parents are.
@@ -270,23 +264,15 @@ func (k *Kernel) TreeOf(id ID) *Tree {
 	carried := k.carried(s)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if t := k.knownOf(line); t != nil {
-		return t
-	}
-	k.collect() // an ancestor may have become our orphan a moment ago
-	if t := k.knownOf(line); t != nil {
-		return t
+	for range 2 {
+		for _, pid := range line {
+			if t := k.known(pid); t != nil {
+				return t
+			}
+		}
+		k.collect() // an ancestor may have become our orphan a moment ago
 	}
 	return k.match(carried)
-}
-
-func (k *Kernel) knownOf(line []int) *Tree {
-	for _, pid := range line {
-		if t := k.known(pid); t != nil {
-			return t
-		}
-	}
-	return nil
 }
 
 // ancestry lists a process and its ancestors, up to this process or init. A parent is older than its child: what is not has

@@ -123,7 +123,7 @@ var runs uint64
 // newTree makes a tree with a mark of its own.
 func newTree(k *Kernel) *Tree {
 	runs++
-	return k.NewTree("client", runs, fmt.Sprintf("mark-%d-%d", os.Getpid(), runs), os.Getuid())
+	return k.NewTree(fmt.Sprintf("client%d", runs), runs, fmt.Sprintf("mark-%d-%d", os.Getpid(), runs), os.Getuid())
 }
 
 // start starts the test binary with these words, or with "sh" first a shell.

@@ -19,32 +19,25 @@ func MakeFIFO(path string, uid, gid int) (read, write *os.File, err error) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		return nil, nil, fmt.Errorf("make FIFO %s: %w", path, err)
 	}
-	defer func() {
-		if err != nil {
-			os.Remove(path)
-		}
-	}()
-	if err := os.Chmod(path, 0o600); err != nil { // before the opening: umask may have left no right at all
-		return nil, nil, fmt.Errorf("make FIFO: %w", err)
+	r, w := -1, -1
+	err = unix.Chmod(path, 0o600) // before the opening: umask may have left no right at all
+	if err == nil {
+		r, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	}
-	r, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == nil {
+		w, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	}
+	if err == nil && (uid != os.Geteuid() || gid != os.Getegid()) {
+		err = unix.Fchown(r, uid, gid)
+	}
+	read, write = os.NewFile(uintptr(r), path), os.NewFile(uintptr(w), path) // nil without a descriptor
 	if err != nil {
-		return nil, nil, fmt.Errorf("open FIFO %s: %w", path, err)
+		read.Close()
+		write.Close()
+		os.Remove(path)
+		return nil, nil, fmt.Errorf("open FIFO %s for uid %d, gid %d: %w", path, uid, gid, err)
 	}
-	w, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		unix.Close(r)
-		return nil, nil, fmt.Errorf("open FIFO %s for the child: %w", path, err)
-	}
-	read, write = os.NewFile(uintptr(r), path), os.NewFile(uintptr(w), path)
 	unix.FcntlInt(uintptr(w), unix.F_SETPIPE_SZ, fifoSize)
-	if uid != os.Geteuid() || gid != os.Getegid() {
-		if err = unix.Fchown(r, uid, gid); err != nil {
-			read.Close()
-			write.Close()
-			return nil, nil, fmt.Errorf("give FIFO %s to uid %d, gid %d: %w", path, uid, gid, err)
-		}
-	}
 	return read, write, nil
 }
 
@@ -72,35 +65,28 @@ func OpenPTY() (master, slave *os.File, err error) {
 		return nil, nil, fmt.Errorf("open a pseudo-terminal: /dev/ptmx: %w", err)
 	}
 	master = os.NewFile(uintptr(m), "/dev/ptmx")
-	if slave, err = openSlave(m); err != nil {
+	n, err := unix.IoctlGetUint32(m, unix.TIOCGPTN)
+	path := "/dev/pts/" + strconv.Itoa(int(n))
+	if err == nil {
+		err = unix.IoctlSetPointerInt(m, unix.TIOCSPTLCK, 0)
+	}
+	s := -1
+	if err == nil {
+		s, err = unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	}
+	if err == nil {
+		var mode *unix.Termios
+		if mode, err = unix.IoctlGetTermios(s, unix.TCGETS); err == nil {
+			mode.Oflag &^= unix.OPOST
+			mode.Lflag &^= unix.ECHO
+			err = unix.IoctlSetTermios(s, unix.TCSETS, mode)
+		}
+	}
+	slave = os.NewFile(uintptr(s), path) // nil without a descriptor
+	if err != nil {
 		master.Close()
-		return nil, nil, fmt.Errorf("open a pseudo-terminal: %w", err)
+		slave.Close()
+		return nil, nil, fmt.Errorf("open a pseudo-terminal: %s: %w", path, err)
 	}
 	return master, slave, nil
-}
-
-func openSlave(m int) (*os.File, error) {
-	if err := unix.IoctlSetPointerInt(m, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, fmt.Errorf("unlock: %w", err)
-	}
-	n, err := unix.IoctlGetUint32(m, unix.TIOCGPTN)
-	if err != nil {
-		return nil, fmt.Errorf("number: %w", err)
-	}
-	path := "/dev/pts/" + strconv.Itoa(int(n))
-	s, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	mode, err := unix.IoctlGetTermios(s, unix.TCGETS)
-	if err == nil {
-		mode.Oflag &^= unix.OPOST
-		mode.Lflag &^= unix.ECHO
-		err = unix.IoctlSetTermios(s, unix.TCSETS, mode)
-	}
-	if err != nil {
-		unix.Close(s)
-		return nil, fmt.Errorf("%s: settings: %w", path, err)
-	}
-	return os.NewFile(uintptr(s), path), nil
 }

@@ -4,7 +4,7 @@
 //	Start ──fork/exec──> child ──ends──┬─ pidfd in Go's poller ─┐
 //	                                   └─ SIGCHLD, waitid ──────┴─> Exited (WNOWAIT: the pid stays ours) ─> Empty ─> Reap
 //	child's children ─orphaned─> ours (subreaper) ─SIGCHLD─> collect: placed into a Tree while they live, reaped when dead
-//	Tree.Kill ─> cgroup.kill, the group, every member by a verified pid, again until nobody new appears ─> WaitEmpty
+//	Tree.Kill ─> the group, every member by a verified pid, again until nobody new appears, cgroup.kill ─> WaitEmpty
 //
 // Owners: Kernel.mu guards the table of children, the table of orphans, and the trees; nothing else is shared. Reaping
 // happens under mu only, so whoever holds mu may signal an unreaped child by its number. Signals to other processes go through
@@ -28,6 +28,8 @@ import (
 const (
 	// A Kill that still finds new members after so many rounds gives up with ErrForking; its caller may call again.
 	maxKillRounds = 64
+	// So many rounds Kill does without cgroup.kill, after which no child can be made inside this cgroup any more.
+	gentleRounds = 4
 	// The walk to a process's ancestors ends here: a deeper descendant is still found by cgroup, session, group or mark.
 	maxAncestors = 64
 	// An environment is read so far: a mark beyond it is not seen. Linux allows 2 MiB, programs use a few KiB.
@@ -39,8 +41,8 @@ const (
 	fifoSize = 256 << 10
 	// The connect that asks whether another zhxd lives waits so long; a full backlog counts as alive.
 	aliveTimeout = time.Second
-	// What sends no event is looked at so often: an undecided orphan; without pidfd, the end of a process that is not our
-	// child (leftovers of a dead zhxd, strangers in a client's cgroup).
+	// What sends no event is looked at so often: an undecided orphan; the end of a process that is not our child (a stray, a
+	// leftover of a dead zhxd, a stranger in a client's cgroup).
 	recheck = 20 * time.Millisecond
 )
 

@@ -36,6 +36,7 @@ func (k *Kernel) Start(c Command) (*Child, error) {
 
 	pid, pidfd, err := k.fork(c)
 	if err == nil {
+		unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // both often woke on one processor: the child's first instruction first
 		s, unread := ReadStat(pid)
 		if unread != nil { // it is ours and unreaped: out of descriptors or memory
 			k.log.Error("cannot read the start time of a child", "client", c.Tree.Name, "pid", pid, "err", unread,
@@ -69,6 +70,8 @@ func (k *Kernel) Start(c Command) (*Child, error) {
 	return child, nil
 }
 
+const forkReaps = 2 // the children that one call of fork may reap: each of its tries
+
 // fork makes the child inside its cgroup where that is possible, else puts it there afterwards.
 func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
 	pidfd = -1
@@ -93,9 +96,9 @@ func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
 		if pid, err = syscall.ForkExec(c.Path, c.Argv, attr); err == nil && !k.stillborn(pid, c.Path) {
 			return pid, pidfd, nil
 		}
-		if err == nil { // somebody else wrote into this cgroup.kill before (see cgroups.get)
+		if err == nil { // somebody else wrote into this cgroup.kill before (see cgroup.kill)
 			k.mu.Lock()
-			group.into, group.spent = false, true
+			group.into = false
 			k.mu.Unlock()
 			waitid(unix.P_PID, pid, unix.WEXITED)
 			unix.Close(pidfd)
@@ -123,14 +126,12 @@ func (k *Kernel) stillborn(pid int, path string) bool {
 
 // explain says which of fork's many steps an errno came from, as far as it can be told.
 func explain(c Command, err error) error {
-	if info, e := os.Stat(c.Dir); c.Dir != "" && (e != nil || !info.IsDir()) {
+	info, e := os.Stat(c.Dir)
+	switch {
+	case c.Dir != "" && (e != nil || !info.IsDir()):
 		return fmt.Errorf("directory %s: %w", c.Dir, err)
-	}
-	if err == syscall.EPERM && c.Cred != nil && os.Geteuid() != 0 {
+	case err == syscall.EPERM && c.Cred != nil && os.Geteuid() != 0:
 		return fmt.Errorf("run as uid %d: only root may: %w", c.Cred.Uid, err)
-	}
-	if c.Dir != "" {
-		return fmt.Errorf("execute %s in %s: %w", c.Path, c.Dir, err)
 	}
 	return fmt.Errorf("execute %s: %w", c.Path, err)
 }

@@ -88,7 +88,7 @@ func TestStartError(t *testing.T) {
 			tree := newTree(k)
 			test.c.Tree, test.c.Output = tree, os.Stderr
 			_, err := k.Start(test.c)
-			if !errors.Is(err, test.errno) || !strings.Contains(err.Error(), test.text) || !strings.Contains(err.Error(), `"client"`) {
+			if !errors.Is(err, test.errno) || !strings.Contains(err.Error(), test.text) || !strings.Contains(err.Error(), `"client`) {
 				t.Errorf("%s: %v", name, err)
 			}
 			if !tree.Empty() {

@@ -22,8 +22,7 @@ type Query struct {
 	Path   string   // the client's executable, absolute; may be a script
 	Argv   []string // whole: argv[0] included. Of argv[0] the last part of the path counts: it is the name of the program
 	UID    int
-	Socket string                   // our own data socket, as in the environment of our clients (ZHX_SOCKET)
-	Alive  func(socket string) bool // does a zhxd listen there? nil: a connect decides
+	Socket string // our own data socket, as in the environment of our clients (ZHX_SOCKET)
 }
 
 // Stray is a process that nobody manages, or one that was left alone for a reason.
@@ -37,9 +36,6 @@ type Stray struct {
 // these, or has other arguments, comes back in part with the reason. A mark under our own socket that is none of our trees' is
 // a leftover of our predecessor: a stray. Names are compared only to choose candidates.
 func (k *Kernel) Strays(q Query) (full, part []Stray, err error) {
-	if q.Alive == nil {
-		q.Alive = connects
-	}
 	want, err := expect(q)
 	if err != nil {
 		return nil, nil, fmt.Errorf("look for strays of %s: %w", q.Path, err)
@@ -83,10 +79,7 @@ func (k *Kernel) judge(q Query, want program, s Stat) (reason string, candidate 
 		return "", false
 	}
 	argv, err := arguments(s.PID)
-	if err != nil || !want.runs(s.PID, argv) {
-		return "", false
-	}
-	if k.TreeOf(s.ID) != nil {
+	if err != nil || !want.runs(s.PID, argv) || k.TreeOf(s.ID) != nil {
 		return "", false
 	}
 	switch {
@@ -106,7 +99,7 @@ func (k *Kernel) judge(q Query, want program, s Stat) (reason string, candidate 
 	}
 	_, marked := lookup(environ, markVariable)
 	socket, _ := lookup(environ, socketVariable)
-	if marked && socket != q.Socket && q.Alive(socket) {
+	if marked && socket != q.Socket && connects(socket) {
 		return "belongs to the zhxd at " + socket, true
 	}
 	return "", true
@@ -195,8 +188,8 @@ func (p program) sameArgs(argv []string) bool {
 		return false
 	}
 	for i := range argv {
-		same := argv[i] == p.argv[i] || i == 0 && filepath.Base(argv[0]) == filepath.Base(p.argv[0]) || p.script != nil && i == p.at
-		if !same {
+		named := i == 0 && filepath.Base(argv[0]) == filepath.Base(p.argv[0])
+		if argv[i] != p.argv[i] && !named && (p.script == nil || i != p.at) {
 			return false
 		}
 	}

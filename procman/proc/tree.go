@@ -60,14 +60,12 @@ func (t *Tree) Close() {
 	}
 }
 
-// Leader is what Start made; zero before.
-func (t *Tree) Leader() ID {
-	t.k.mu.Lock()
-	defer t.k.mu.Unlock()
-	if t.leader == nil {
-		return ID{}
+// Cgroup is the directory of the cgroup that the run is in; "" without one.
+func (t *Tree) Cgroup() string {
+	if t.cgroup == nil {
+		return ""
 	}
-	return t.leader.ID
+	return t.cgroup.dir.Name()
 }
 
 // Empty reports whether nothing of the run lives. A zombie leader does not count.
@@ -179,7 +177,7 @@ func (t *Tree) Members() ([]ID, error) {
 	}
 	for pid, s := range all {
 		_, seen := t.seen[s.ID]
-		if seen || t.leader != nil && k.children[t.leader.PID] == t.leader && k.mine(t, s) {
+		if seen || t.mine(s) {
 			found[pid] = struct{}{}
 		}
 	}
@@ -206,8 +204,14 @@ func (t *Tree) Members() ([]ID, error) {
 	return members, nil
 }
 
-// mine: the leader, or of its group or session. The leader is not reaped, so the numbers are its own. mu is held.
-func (k *Kernel) mine(t *Tree, s Stat) bool {
+// unreaped: the leader's number is still its own, and its group's and session's. mu is held.
+func (t *Tree) unreaped() bool { return t.leader != nil && t.k.children[t.leader.PID] == t.leader }
+
+// mine: the leader, or of its group or session. mu is held.
+func (t *Tree) mine(s Stat) bool {
+	if !t.unreaped() {
+		return false
+	}
 	l := t.leader.PID
 	return s.PID == l || (s.PGID == l || s.SID == l) && (s.UID == t.UID || s.UID == 0)
 }
@@ -246,17 +250,18 @@ func (t *Tree) Signal(sig syscall.Signal) error {
 	return nil
 }
 
-// Kill sends SIGKILL to the tree until no new member appears: what was signalled cannot fork any more, so then all were. It
-// does not wait for their ends (WaitEmpty does). ErrForking: new ones kept appearing.
+// Kill sends SIGKILL to the tree until no new member appears: what was signalled cannot fork any more, so then all were. After
+// some rounds it has the kernel kill the cgroup at once. It does not wait for their ends (WaitEmpty does). ErrForking: new ones
+// kept appearing.
 func (t *Tree) Kill() error {
 	if t.Empty() {
 		return nil
 	}
 	done := map[ID]struct{}{}
 	var errs []error
-	for range maxKillRounds {
+	for round := range maxKillRounds {
 		members, err := t.Members() // first: a member that only its parents tell is lost when these die
-		undecided := t.killAtOnce()
+		undecided := t.killAtOnce(round >= gentleRounds)
 		if err != nil {
 			return err
 		}
@@ -281,16 +286,16 @@ func (t *Tree) Kill() error {
 	return fmt.Errorf("kill %q: %w (%d killed)", t.Name, ErrForking, len(done))
 }
 
-// killAtOnce kills what the kernel can kill in one step, between which and the next nobody forks: the cgroup, and the
-// group while its number is the leader's. While an orphan is undecided, it answers with what tells of the next look.
-func (t *Tree) killAtOnce() (undecided <-chan struct{}) {
+// killAtOnce kills what the kernel can kill in one step, between which and the next nobody forks: the group while its number
+// is the leader's, and the cgroup if asked to. While an orphan is undecided, it answers with what tells of the next look.
+func (t *Tree) killAtOnce(cgroup bool) (undecided <-chan struct{}) {
 	k := t.k
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if t.cgroup != nil {
+	if t.cgroup != nil && cgroup {
 		t.cgroup.kill()
 	}
-	if t.leader != nil && k.children[t.leader.PID] == t.leader {
+	if t.unreaped() {
 		unix.Kill(-t.leader.PID, unix.SIGKILL)
 	}
 	if k.undecided {
@@ -316,7 +321,10 @@ func (k *Kernel) signal(id ID, sig syscall.Signal) error {
 
 // HoldsSocket reports whether a member has the socket with that inode open. The leader is asked first.
 func (t *Tree) HoldsSocket(inode uint64) bool {
-	if l := t.Leader(); l.PID != 0 && holds(l.PID, inode) {
+	t.k.mu.Lock()
+	l := t.leader
+	t.k.mu.Unlock()
+	if l != nil && holds(l.PID, inode) {
 		return true
 	}
 	members, _ := t.Members()

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/signal"
@@ -285,7 +286,7 @@ func TestRecycled(t *testing.T) {
 		if err := k.signal(wrong, unix.SIGKILL); err != nil {
 			t.Error(err)
 		}
-		if killed, left, err := k.KillMarked(t.Context(), "no such mark", wrong, 0); err != nil || len(killed)+len(left) > 0 {
+		if killed, left, err := k.KillRemains(t.Context(), Remains{Mark: "no such mark", Leader: wrong}); err != nil || len(killed)+len(left) > 0 {
 			t.Errorf("%v %v %v", killed, left, err)
 		}
 		if err := k.WaitGone(t.Context(), wrong); err != nil {
@@ -305,7 +306,7 @@ func TestRecycled(t *testing.T) {
 }
 
 // The rest of a dead zhxd's run ends, whole; a decoy with another mark lives on.
-func TestKillMarked(t *testing.T) {
+func TestKillRemains(t *testing.T) {
 	eachKernel(t, func(t *testing.T, k *Kernel) {
 		const mark = "mark of the dead"
 		decoy := start(t, k, "say", "sleep")
@@ -313,7 +314,7 @@ func TestKillMarked(t *testing.T) {
 		p := outside(t, k, "ZHX_RUN="+mark, "say", "session", "fork", "say", "leave", "say", "bare", "fork", "say", "stop")
 		pids := p.said(t, 4)
 		leader := idOf(t, pids[0])
-		killed, left, err := k.KillMarked(t.Context(), mark, leader, os.Getuid())
+		killed, left, err := k.KillRemains(t.Context(), Remains{Mark: mark, Leader: leader, UID: os.Getuid()})
 		if err != nil || len(left) > 0 {
 			t.Errorf("left %v, %v", left, err)
 		}
@@ -329,6 +330,30 @@ func TestKillMarked(t *testing.T) {
 			t.Error("the decoy was killed")
 		}
 	})
+}
+
+// A daemon of a dead zhxd's run that dropped everything is found by the cgroup that the record names.
+func TestRemainsInCgroup(t *testing.T) {
+	k := open(t, Options{})
+	if k.cgroups == nil {
+		t.Skip("no cgroup2 that this process may write to")
+	}
+	p := outside(t, k, "A=B", "bare", "session", "leave", "say", "sleep")
+	daemon := p.said(t, 1)[0]
+	dir := filepath.Dir(k.cgroups.base) + "/zhx-" + strconv.Itoa(1<<22+1) + "-8/client"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(daemon)), 0); err != nil {
+		t.Fatal(err)
+	}
+	killed, left, err := k.KillRemains(t.Context(), Remains{Mark: "mark of the dead", UID: os.Getuid(), Cgroup: dir})
+	if err != nil || len(left) > 0 || len(killed) != 1 || killed[0].PID != daemon {
+		t.Errorf("killed %v of %d, left %v, %v", killed, daemon, left, err)
+	}
+	if _, err := os.Stat(filepath.Dir(dir)); err == nil {
+		t.Error("the cgroup is left")
+	}
 }
 
 // HoldsSocket tells whose an inode is, of the leader and of a descendant.
@@ -372,18 +397,19 @@ func TestCgroupKept(t *testing.T) {
 	if k.cgroups == nil {
 		t.Skip("no cgroup2 that this process may write to")
 	}
-	first, second := newTree(k), newTree(k)
+	again := func() *Tree { return k.NewTree("client", 1, fmt.Sprintf("mark-%d", os.Getpid()), os.Getuid()) }
+	first, second := again(), again()
 	if first.cgroup != second.cgroup {
 		t.Error("made again")
 	}
-	second.cgroup.into = false // before Linux 5.7
+	second.cgroup.into = false // before Linux 5.7; after cgroup.kill
 	p := startIn(t, k, second, "say", "sleep")
 	p.said(t, 1)
 	if got := second.cgroup.members(); !slices.Equal(got, []int{p.PID}) {
 		t.Errorf("in the cgroup: %v", got)
 	}
 	root := filepath.Dir(k.cgroups.base)
-	left := root + "/zhx-" + strconv.Itoa(1<<22+1) // above every pid
+	left := root + "/zhx-" + strconv.Itoa(1<<22+1) + "-7" // above every pid
 	if err := os.MkdirAll(left+"/client", 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -392,14 +418,19 @@ func TestCgroupKept(t *testing.T) {
 		t.Error("a dead zhxd's cgroup was not swept")
 	}
 	p.end(t)
-	tree := newTree(k) // somebody writes into cgroup.kill behind our back
+	tree := again() // somebody writes into cgroup.kill behind our back
 	if err := os.WriteFile(tree.cgroup.dir.Name()+"/cgroup.kill", []byte("1"), 0); err == nil {
+		tree.cgroup.into = k.cgroups.into
 		p := startIn(t, k, tree, "say", "sleep")
 		p.said(t, 1)
+		if got := tree.cgroup.members(); !slices.Equal(got, []int{p.PID}) {
+			t.Errorf("in the cgroup after its cgroup.kill: %v", got)
+		}
+		tree.cgroup.kill() // by ourselves
 		p.end(t)
-	}
-	if third := newTree(k); third.cgroup == first.cgroup {
-		t.Error("not made anew after cgroup.kill")
+		p = startIn(t, k, again(), "say", "sleep")
+		p.said(t, 1)
+		p.end(t)
 	}
 	base := k.cgroups.base
 	k.cgroups.close()
@@ -431,8 +462,8 @@ func TestCgroupNested(t *testing.T) {
 	if err := move(nested); err != nil {
 		t.Skip("this process may not be moved: ", err)
 	}
-	inner := openCgroups(k.log)
-	if inner == nil || inner.base != nested+"/zhx-"+strconv.Itoa(os.Getpid()) {
+	inner := openCgroups(idOf(t, os.Getpid()), k.log)
+	if inner == nil || filepath.Dir(inner.base) != nested {
 		t.Fatalf("%+v", inner)
 	}
 	outer := k.cgroups

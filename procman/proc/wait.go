@@ -53,9 +53,7 @@ func (c *Child) Reap() error {
 	c.judged = true
 	_, err := waitid(unix.P_PID, c.PID, unix.WEXITED|unix.WNOHANG)
 	k.mu.Unlock()
-	if c.pidfd != nil {
-		c.pidfd.Close() // not under mu: it waits for park, and park for mu
-	}
+	c.pidfd.Close() // not under mu: it waits for park, and park for mu
 	if err != nil {
 		return fmt.Errorf("reap process %d: %w", c.PID, err)
 	}
@@ -157,13 +155,16 @@ func waitid(kind, id, options int) (si siginfo, err error) {
 	}
 }
 
-// ownChildren lists every child of this process, and without the kernel's list perhaps more. Both files stay open: that
-// descriptors ran out must not hide an orphan. mu is held, for the kernel's list may skip an entry while another is reaped.
-// Orphans hang on the first thread; that of a Go process never ends. A fork that fails reaps outside of mu: while one is
-// under way only the scan is exact.
-func (k *Kernel) ownChildren() []int {
-	if k.list != nil && k.forking == 0 {
-		return parseList(readAll(k.list))
+// ownChildren lists every orphan, perhaps twice, and others. Both files stay open: that descriptors ran out must not hide an
+// orphan. Orphans hang on the first thread; that of a Go process never ends. The kernel's list may skip an entry while another
+// is reaped. mu is held, so only forks that fail can reap meanwhile, forkReaps times each: that many readings may be wrong,
+// but not all.
+func (k *Kernel) ownChildren() (list []int) {
+	if k.list != nil {
+		for range 1 + forkReaps*k.forking {
+			list = append(list, parseList(readAll(k.list))...)
+		}
+		return list
 	}
 	list, err := pids(k.proc)
 	if err != nil {
