@@ -286,28 +286,31 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 
 // Running implements procman.Events.
 func (d *Daemon) Running(name string, number uint64, pid int) {
-	if c := d.client(name); c != nil {
-		if s := c.run(); s != nil && s.id.Run == number {
-			s.pid.Store(int64(pid))
-		}
+	if s := d.session(watchdog.ID{Name: name, Run: number}); s != nil {
+		s.pid.Store(int64(pid))
 	}
 }
 
-// Ended implements procman.Events.
+// Ended implements procman.Events. Began and Ended of one client come one after the other.
 func (d *Daemon) Ended(name string, number uint64, _ procman.LastExit) {
-	c := d.client(name)
-	if c == nil {
+	s := d.session(watchdog.ID{Name: name, Run: number})
+	if s == nil {
 		return
 	}
-	c.mu.Lock()
-	s := c.current
-	if s != nil && s.id.Run == number {
-		c.current = nil
+	s.client.mu.Lock()
+	s.client.current = nil
+	s.client.mu.Unlock()
+	s.theDog().Retire()
+}
+
+// session is that run, if it is its client's current one; nil: it has ended.
+func (d *Daemon) session(id watchdog.ID) *session {
+	if c := d.client(id.Name); c != nil {
+		if s := c.run(); s != nil && s.id == id {
+			return s
+		}
 	}
-	c.mu.Unlock()
-	if s != nil && s.id.Run == number {
-		s.theDog().Retire()
-	}
+	return nil
 }
 
 func (d *Daemon) client(name string) *client {
@@ -321,10 +324,8 @@ func (d *Daemon) client(name string) *client {
 func (d *Daemon) settle(suspects []watchdog.ID) {
 	trees := map[*proc.Tree]bool{}
 	for _, id := range suspects {
-		if c := d.client(id.Name); c != nil {
-			if s := c.run(); s != nil && s.id == id {
-				trees[s.tree] = true
-			}
+		if s := d.session(id); s != nil {
+			trees[s.tree] = true
 		}
 	}
 	d.bus.Settle(watchdog.SettleMax, func(who any) bool {
@@ -339,15 +340,11 @@ func (d *Daemon) lapsed(l watchdog.Lapse) {
 		d.lapsedForeign(l)
 		return
 	}
-	c := d.client(l.Name)
-	if c == nil {
-		return
-	}
-	s := c.run()
-	if s == nil || s.id != l.ID {
+	s := d.session(l.ID)
+	if s == nil {
 		return // it has ended meanwhile
 	}
-	c.lapses.Add(1)
+	s.client.lapses.Add(1)
 	d.log.Warn("lapse", "client", l.Name, "run", l.Run, "pid", s.pid.Load(), "silence", round(l.Silence), "timeout", l.Timeout,
 		"next", "its whole tree is killed")
 	go d.procs.Expire(l.Name, l.Run, "no feed for "+round(l.Silence).String()) // its loop may be busy; the judge must not be
