@@ -79,6 +79,10 @@ func (b *Broker) listen(ln net.Listener) (*listener, error) {
 	b.wg.Add(1)
 	b.listeners[l] = struct{}{}
 	closed := b.closed
+	if b.hangups == nil && !closed {
+		b.hangups = openHangups()
+		b.wg.Go(b.hangups.run)
+	}
 	b.mu.Unlock()
 	if closed {
 		l.close()

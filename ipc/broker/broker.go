@@ -149,6 +149,7 @@ type Broker struct {
 	mu sync.Mutex
 	// mu guards:
 	closed    bool
+	hangups   *hangups // from the first Serve on
 	listeners map[*listener]struct{}
 	peers     map[*peer]struct{}
 }
@@ -177,6 +178,9 @@ func (b *Broker) Close() {
 		close(b.done)
 	}
 	listeners := slices.Collect(maps.Keys(b.listeners))
+	if b.hangups != nil {
+		b.hangups.close()
+	}
 	b.mu.Unlock()
 	for _, l := range listeners {
 		l.close()

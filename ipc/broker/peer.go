@@ -20,6 +20,7 @@ import (
 type peer struct {
 	// Immutable:
 	b    *Broker
+	fd   int      // open until run ends
 	file *os.File // the socket; os.File, since it gives the runtime's poller to any descriptor
 	raw  syscall.RawConn
 	pull func([]byte) (int, error) // p.read
@@ -29,7 +30,8 @@ type peer struct {
 	who     any
 	arrived atomic.Bool
 
-	busy atomic.Bool // its reader is not parked at the end of what was there
+	busy   atomic.Bool // its reader is not parked at the end of what was there
+	ending atomic.Bool // its end of stream may have come already: it is read until EAGAIN, however little there is
 
 	out outlet // what others write to it, with its own lock
 
@@ -39,7 +41,6 @@ type peer struct {
 
 	// Owned by the reader:
 	reader
-	fd           int // valid while readable runs
 	end          error
 	last         *claim // the last one of use Send
 	refused      string // the last source that was refused,
@@ -48,11 +49,12 @@ type peer struct {
 }
 
 func newPeer(b *Broker, fd int, t Transport) *peer {
-	p := &peer{b: b, file: os.NewFile(uintptr(fd), "peer"), cred: Cred{Transport: t, UID: -1}}
+	p := &peer{b: b, fd: fd, file: os.NewFile(uintptr(fd), "peer"), cred: Cred{Transport: t, UID: -1}}
 	p.raw, _ = p.file.SyscallConn() // fails for a closed file only
 	p.pull = p.read
 	p.out.init(p)
 	p.busy.Store(true) // until readable has found the end for the first time
+	b.hangups.watch(p)
 	return p
 }
 
@@ -62,13 +64,19 @@ func (p *peer) run() {
 	p.cred = p.b.identify(p)
 	p.who = b.gate.Arrive(p.cred)
 	p.arrived.Store(true)
-	if err := p.raw.Read(p.readable); err != nil { // the poller's: none of what was read
+	err := p.raw.Read(p.readable)
+	for errors.Is(err, os.ErrDeadlineExceeded) { // hangups woke it
+		p.file.SetReadDeadline(time.Time{})
+		err = p.raw.Read(p.readable)
+	}
+	if err != nil { // the poller's: none of what was read
 		p.end = io.EOF
 	}
 	b.names.drop(p)
 	p.farewell()
 	p.kick() // wakes a sender that waits for room here
 	p.out.close()
+	b.hangups.forget(p.fd)
 	p.file.Close()
 	b.mu.Lock()
 	delete(b.peers, p)
@@ -76,11 +84,9 @@ func (p *peer) run() {
 	b.step()
 }
 
-// readable handles everything that is there; false parks the goroutine until there is more. It always reads up to EAGAIN:
-// the poller tells of an edge once, and data and end of file can come in the same one.
-func (p *peer) readable(fd uintptr) (over bool) {
+// readable handles everything that is there; false parks the goroutine until there is more.
+func (p *peer) readable(uintptr) (over bool) {
 	p.busy.Store(true)
-	p.fd = int(fd)
 	p.end = p.drain(p.pull, p)
 	if p.end != unix.EAGAIN {
 		return true
@@ -90,7 +96,16 @@ func (p *peer) readable(fd uintptr) (over bool) {
 	return false
 }
 
-func (p *peer) read(b []byte) (int, error) { return readNow(p.fd, b) }
+// read is read(2), and says EAGAIN at once where it took all that was there, as a stream's read of less than it has room for
+// does (epoll(7), questions and answers). Where the end of the stream may have come with it, only the next read tells.
+// A peer that passes descriptors or urgent data can make a read shorter; what follows those then waits for the next edge.
+func (p *peer) read(b []byte) (int, error) {
+	n, err := readNow(p.fd, b)
+	if err == nil && 0 < n && n < len(b) && !p.ending.Load() {
+		err = unix.EAGAIN
+	}
+	return n, err
+}
 
 // farewell counts and logs an end that was none of the peer's intention.
 func (p *peer) farewell() {
@@ -123,6 +138,7 @@ func (p *peer) attrs(more ...any) []any {
 
 // kick ends the connection from any goroutine; what it sent before is still read.
 func (p *peer) kick() {
+	p.ending.Store(true)                                                       // before, so that the shutdown comes after a read that did not see it, and makes an edge of its own
 	p.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // an error: it is over already
 }
 

@@ -24,27 +24,28 @@ type reader struct{ torn []byte }
 // exceed.
 var buffers = sync.Pool{New: func() any { return new([readSize]byte) }}
 
-// drain reads and cuts until read fails, and returns that error (unix.EAGAIN: call again when more is there), io.EOF when
-// it reads nothing, or what Check or the sink finds wrong.
+// drain reads and cuts until read fails, which it may with the last bytes or after them, and returns that error
+// (unix.EAGAIN: call again when more is there), io.EOF when it reads nothing, or what Check or the sink finds wrong.
 func (r *reader) drain(read func([]byte) (int, error), to sink) error {
 	buf := buffers.Get().(*[readSize]byte)
 	defer buffers.Put(buf)
 	have := copy(buf[:], r.torn)
 	for {
 		n, err := read(buf[have:])
-		if n <= 0 {
-			r.torn = append(r.torn[:0], buf[:have]...)
-			if err == nil {
-				err = io.EOF
+		if n > 0 {
+			have += n
+			used, wrong := cut(buf[:have], to)
+			if wrong != nil {
+				return wrong
 			}
-			return err
+			have = copy(buf[:], buf[used:have])
+		} else if err == nil {
+			err = io.EOF
 		}
-		have += n
-		used, err := cut(buf[:have], to)
 		if err != nil {
+			r.torn = append(r.torn[:0], buf[:have]...)
 			return err
 		}
-		have = copy(buf[:], buf[used:have])
 	}
 }
 
