@@ -34,8 +34,12 @@ const (
 	presenceDelayMax = 5 * time.Minute
 )
 
+// Stage makes this process what it was started as if that is the stage of a child (package proc), and then does not return.
+// main calls it before all else.
+func Stage() { proc.StageMain() }
+
 // Presence plays one of the two sleepers if the program was started as one (argv[0] says so) and then never returns but
-// with an exit code. main calls it first.
+// with an exit code. main calls it early.
 func Presence() (code int, played bool) {
 	switch os.Args[0] {
 	case presenceLeader:

@@ -19,6 +19,7 @@ import (
 )
 
 func main() {
+	daemon.Stage()
 	if code, played := daemon.Presence(); played {
 		os.Exit(code)
 	}

@@ -27,8 +27,9 @@ type cgroups struct {
 }
 
 type cgroup struct {
-	name  string
-	into  bool // clone can put a child into this one; not after cgroup.kill, see kill
+	path  string // as /proc/PID/cgroup shows it
+	old   bool   // made by an earlier zhxd, and left with the run that is in it
+	into  bool   // clone can put a child into this one; not after cgroup.kill, see kill
 	dir   *os.File
 	procs *os.File // cgroup.procs, read again and again
 }
@@ -140,31 +141,73 @@ func (cs *cgroups) get(name string) (*cgroup, error) {
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
-	c := &cgroup{name: name, into: cs.into && err == nil} // one that is there already has a past
-	if c.dir, err = os.Open(dir); err != nil {
-		return nil, err
-	}
-	if c.procs, err = os.Open(filepath.Join(dir, "cgroup.procs")); err != nil {
-		c.dir.Close()
+	c := &cgroup{path: filepath.Join(cs.path, name), into: cs.into && err == nil} // one that is there already has a past
+	if err = c.open(dir); err != nil {
 		return nil, err
 	}
 	cs.byName[name] = c
 	return c, nil
 }
 
-// nameOf is the client whose cgroup a process is in; "" for none of ours.
-func (cs *cgroups) nameOf(pid int) string {
+func (c *cgroup) open(dir string) (err error) {
+	if c.dir, err = os.Open(dir); err != nil {
+		return err
+	}
+	if c.procs, err = os.Open(filepath.Join(dir, "cgroup.procs")); err != nil {
+		c.dir.Close()
+	}
+	return err
+}
+
+// inherit opens the cgroup that another zhxd made for the client, for a process in it or below it. nil: it is in none, or we
+// are in it, too.
+func (cs *cgroups) inherit(path, name string) *cgroup {
+	c := &cgroup{path: madeFor(path, name), old: true}
+	own := filepath.Dir(cs.path)
+	rel, err := filepath.Rel(own, c.path)
+	if c.path == "" || err != nil || c.has(own) || c.open(filepath.Join(filepath.Dir(cs.base), rel)) != nil {
+		return nil
+	}
+	return c
+}
+
+// madeFor cuts a path off behind the part that a zhxd made for a client of that name; "" if there is none.
+func madeFor(path, name string) string {
+	parts := strings.Split(path, "/")
+	for i := len(parts) - 1; i > 0; i-- {
+		var id ID
+		if n, _ := fmt.Sscanf(parts[i-1], "zhx-%d-%d", &id.PID, &id.Start); n == 2 && parts[i] == name {
+			return strings.Join(parts[:i+1], "/")
+		}
+	}
+	return ""
+}
+
+// has reports whether a process of that path is in the cgroup or below it: a client may make cgroups below its own.
+func (c *cgroup) has(path string) bool {
+	return c != nil && (path == c.path || strings.HasPrefix(path, c.path+"/"))
+}
+
+// leave gives an inherited cgroup up, and removes it if nobody is in it.
+func (c *cgroup) leave() {
+	if c == nil || !c.old {
+		return
+	}
+	dir := c.dir.Name()
+	c.dir.Close()
+	c.procs.Close()
+	unix.Rmdir(dir)
+	unix.Rmdir(filepath.Dir(dir)) // when it was the last
+}
+
+// cgroupOf is the path of a process's cgroup2; "" without one.
+func cgroupOf(pid int) string {
 	b, err := readProc(pid, "cgroup", 64<<10)
 	if err != nil {
 		return ""
 	}
 	path, _ := unified(b)
-	name, ok := strings.CutPrefix(path, cs.path+"/")
-	if !ok {
-		return ""
-	}
-	name, _, _ = strings.Cut(name, "/") // a client may make cgroups below its own
-	return name
+	return path
 }
 
 func (cs *cgroups) close() {

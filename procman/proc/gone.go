@@ -14,22 +14,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WaitGone returns when the process that id names has ended (a zombie has), or with the context's error. It looks again every
-// recheck: this is for strangers, of which there are few and seldom, and needs no second way for kernels without pidfd.
+// WaitGone returns when the process that id names has ended (a zombie has), or with the context's error. Without pidfd it
+// looks again after recheck, then ever later.
 func (k *Kernel) WaitGone(ctx context.Context, id ID) error {
-	again := time.NewTicker(recheck)
-	defer again.Stop()
-	for {
-		s, err := ReadStat(id.PID)
-		if errors.Is(err, ErrGone) || err == nil && (s.ID != id || !s.Living()) {
+	for wait := recheck; ; wait = min(2*wait, AdoptedPoll) {
+		pidfd, _, err := k.hold(id)
+		if errors.Is(err, ErrGone) || errors.Is(err, ErrRecycled) {
 			return nil
 		}
+		if pidfd != nil {
+			err = park(ctx, pidfd)
+			pidfd.Close()
+			if err == nil {
+				return nil
+			}
+		}
 		select {
-		case <-again.C:
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return fmt.Errorf("wait for the end of process %d: %w", id.PID, ctx.Err())
 		}
 	}
+}
+
+// park waits in the poller until the pidfd says that its process has ended.
+func park(ctx context.Context, pidfd *os.File) error {
+	defer context.AfterFunc(ctx, func() { pidfd.SetReadDeadline(time.Now()) })()
+	conn, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return conn.Read(readable)
 }
 
 // Remains tells what is known of a run of a dead zhxd. Its processes are nobody's children that we know.
@@ -77,7 +92,7 @@ func (k *Kernel) KillRemains(ctx context.Context, r Remains) (killed []ID, left 
 			left = append(left, Stray{id, "killed, but not dead: " + err.Error()})
 		}
 	}
-	if r.Cgroup != "" && len(left) == 0 {
+	if ours := k.cgroups != nil && filepath.Dir(r.Cgroup) == k.cgroups.base; r.Cgroup != "" && !ours && len(left) == 0 {
 		unix.Rmdir(r.Cgroup)
 		unix.Rmdir(filepath.Dir(r.Cgroup)) // when it was the last
 	}
@@ -92,21 +107,18 @@ func (r Remains) find() (list []Stray, err error) {
 		return nil, err
 	}
 	verified := r.Leader.Start != 0 && all[r.Leader.PID].ID == r.Leader
-	found, ours := map[int]struct{}{}, map[int]struct{}{os.Getpid(): {}}
-	descend(all, ours)
+	found := map[int]struct{}{}
 	for pid, s := range all {
-		theirs := verified && (pid == r.Leader.PID || s.PGID == r.Leader.PID || s.SID == r.Leader.PID)
-		if _, own := ours[pid]; !own && !theirs && r.Mark != "" {
-			environ, _ := readProc(pid, "environ", maxEnviron) // of others only root may
-			m, _ := lookup(environ, markVariable)
-			theirs = m == r.Mark && (s.UID == r.UID || r.UID == 0)
-			if m == r.Mark && !theirs && s.Living() {
-				list = append(list, Stray{s.ID, fmt.Sprintf("carries the run's mark, but runs as uid %d", s.UID)})
-			}
-		}
-		if theirs {
+		if verified && (pid == r.Leader.PID || s.PGID == r.Leader.PID || s.SID == r.Leader.PID) {
 			found[pid] = struct{}{}
 		}
+	}
+	for _, s := range carriers(all, r.Mark) {
+		if _, theirs := found[s.PID]; !theirs && s.UID != r.UID && r.UID != 0 {
+			list = append(list, Stray{s.ID, fmt.Sprintf("carries the run's mark, but runs as uid %d", s.UID)})
+			continue
+		}
+		found[s.PID] = struct{}{}
 	}
 	if r.Cgroup != "" {
 		b, _ := os.ReadFile(r.Cgroup + "/cgroup.procs") // gone when nobody was in it
@@ -117,7 +129,7 @@ func (r Remains) find() (list []Stray, err error) {
 		}
 	}
 	descend(all, found)
-	line := ancestry(all[os.Getpid()])
+	line, ours := ancestry(all[os.Getpid()]), below(all)
 	for pid := range found {
 		s := all[pid]
 		if _, own := ours[pid]; own || !s.Living() {
@@ -130,4 +142,87 @@ func (r Remains) find() (list []Stray, err error) {
 		list = append(list, Stray{s.ID, reason})
 	}
 	return list, nil
+}
+
+// FindLeader finds the leader of a run of which only the mark is known: the one process that carries it under that uid, leads
+// its process group, has a parent that does not carry it, and executes q's program. ErrGone: there is none; another error: there
+// are several, or the program is not to be found. q needs Path and Argv.
+func (k *Kernel) FindLeader(mark string, uid int, q Query) (ID, error) {
+	want, err := expect(q)
+	if err != nil {
+		return ID{}, fmt.Errorf("look for the leader of run %s: %w", mark, err)
+	}
+	all, err := stats()
+	if err != nil {
+		return ID{}, fmt.Errorf("look for the leader of run %s: %w", mark, err)
+	}
+	theirs := map[int]struct{}{}
+	list := carriers(all, mark)
+	for _, s := range list {
+		theirs[s.PID] = struct{}{}
+	}
+	var leaders []ID
+	for _, s := range list {
+		_, inner := theirs[s.PPID]
+		argv, err := arguments(s.PID)
+		if err != nil || argv[0] == stageName || !want.executedBy(s.PID) || !want.runs(s.PID, argv) {
+			continue
+		}
+		if !inner && s.PGID == s.PID && (s.UID == uid || uid == 0) {
+			leaders = append(leaders, s.ID)
+		}
+	}
+	switch len(leaders) {
+	case 0:
+		return ID{}, fmt.Errorf("look for the leader of run %s: %w", mark, ErrGone)
+	case 1:
+		return leaders[0], nil
+	}
+	return ID{}, fmt.Errorf("look for the leader of run %s: %d processes may be it", mark, len(leaders))
+}
+
+// executedBy reports whether a process executes the program's file, also where that was replaced since.
+func (p program) executedBy(pid int) bool {
+	link, err := os.Readlink(procPath(pid, "exe"))
+	exe, err2 := os.Stat(procPath(pid, "exe"))
+	return err == nil && err2 == nil && (link == p.file+" (deleted)" || os.SameFile(exe, p.exe))
+}
+
+// below lists this process and its descendants.
+func below(all map[int]Stat) map[int]struct{} {
+	ours := map[int]struct{}{os.Getpid(): {}}
+	descend(all, ours)
+	return ours
+}
+
+// carriers finds the living processes whose initial environment has the mark, but for those below us. One that is inside exec
+// has none at that moment: it is asked again, for maxUndecided at most.
+func carriers(all map[int]Stat, mark string) (list []Stat) {
+	if mark == "" {
+		return nil
+	}
+	var asked []Stat
+	ours := below(all)
+	for pid, s := range all {
+		kernel := s.PPID == 2 && all[2].Comm == "kthreadd"
+		if _, own := ours[pid]; !own && !kernel && pid != 2 && s.Living() {
+			asked = append(asked, s)
+		}
+	}
+	for late := time.Now().Add(maxUndecided); ; <-time.After(recheck) {
+		var again []Stat
+		for _, s := range asked {
+			b, err := environ(s)
+			if m, _ := lookup(b, markVariable); m == mark {
+				list = append(list, s)
+			} else if undecided(s, b, err) {
+				if now, err := ReadStat(s.PID); err == nil && now.ID == s.ID && now.Living() {
+					again = append(again, now)
+				}
+			}
+		}
+		if asked = again; len(asked) == 0 || time.Now().After(late) {
+			return list
+		}
+	}
 }

@@ -170,6 +170,19 @@ func stats() (map[int]Stat, error) {
 	return all, err
 }
 
+// environ reads the environment that a process was executed with, of another thread where the first one has ended.
+func environ(s Stat) ([]byte, error) {
+	if s.State == 'Z' && s.Living() {
+		threads, _ := os.ReadDir(procPath(s.PID, "task"))
+		for _, t := range threads {
+			if b, err := readProc(s.PID, "task/"+t.Name()+"/environ", maxEnviron); err == nil && len(b) > 0 {
+				return b, nil
+			}
+		}
+	}
+	return readProc(s.PID, "environ", maxEnviron)
+}
+
 // lookup finds a variable in an environment as /proc/PID/environ shows it: what the process was executed with.
 func lookup(environ []byte, key string) (string, bool) {
 	for v := range bytes.SplitSeq(environ, []byte{0}) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"os"
 	"os/signal"
 	"slices"
@@ -37,6 +38,7 @@ type Kernel struct {
 	list    *os.File // the children of our first thread; nil without CONFIG_PROC_CHILDREN
 	cgroups *cgroups
 	signals chan os.Signal
+	closed  chan struct{}
 	parked  sync.WaitGroup
 
 	unplaced atomic.Int64
@@ -44,6 +46,7 @@ type Kernel struct {
 	mu sync.Mutex
 	// mu guards:
 	children  map[int]*Child // not reaped
+	adopted   map[ID]*Child  // leaders that are not our children
 	orphans   map[int]*orphan
 	trees     map[*Tree]struct{}
 	forking   int           // forks whose child is not in children yet: nobody unknown is reaped meanwhile
@@ -70,8 +73,10 @@ func Open(o Options, log *slog.Logger) (*Kernel, error) {
 	}
 	k := &Kernel{
 		log: log, comm: self.Comm, pidfd: !o.NoPidfd && probePidfd(), signals: make(chan os.Signal, 1),
+		closed: make(chan struct{}), adopted: map[ID]*Child{},
 		children: map[int]*Child{}, orphans: map[int]*orphan{}, trees: map[*Tree]struct{}{}, changed: make(chan struct{}),
 	}
+	closeOnExec()
 	if k.null, err = os.Open(os.DevNull); err != nil {
 		return nil, fmt.Errorf("open the kernel: %w", err)
 	}
@@ -91,6 +96,19 @@ func Open(o Options, log *slog.Logger) (*Kernel, error) {
 	return k, nil
 }
 
+// closeOnExec keeps from children what whoever started this process left open in it. Linux 5.11 does that in one call.
+func closeOnExec() {
+	if unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	fds, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range fds {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+}
+
 // probePidfd: Linux 5.3 can open one (and then poll it, and make one while it forks). A sandbox may say EPERM.
 func probePidfd() bool {
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
@@ -105,8 +123,12 @@ func probePidfd() bool {
 func (k *Kernel) Close() {
 	signal.Stop(k.signals)
 	close(k.signals)
+	close(k.closed)
 	k.mu.Lock()
-	children := slices.Collect(maps.Values(k.children))
+	children := slices.AppendSeq(slices.Collect(maps.Values(k.children)), maps.Values(k.adopted))
+	for t := range k.trees {
+		t.cgroup.leave()
+	}
 	k.mu.Unlock()
 	for _, c := range children {
 		c.pidfd.Close() // not under mu: it waits for park, and park for mu
@@ -151,7 +173,8 @@ func (k *Kernel) collect() {
 	for again := true; again; {
 		again = false
 		var dead []int
-		for _, pid := range k.ownChildren() {
+		// The known ones, too: a former leader may hang on another thread.
+		for _, pid := range slices.AppendSeq(k.ownChildren(), maps.Keys(k.orphans)) {
 			if k.children[pid] != nil {
 				continue
 			}
@@ -160,6 +183,10 @@ func (k *Kernel) collect() {
 				continue
 			}
 			o := k.orphans[pid]
+			if o == nil && k.isLeader(pid) {
+				again = true
+				continue
+			}
 			if o == nil {
 				o, again = &orphan{since: time.Now()}, true
 				k.orphans[pid] = o
@@ -167,7 +194,7 @@ func (k *Kernel) collect() {
 			if state == zombie {
 				dead = append(dead, pid)
 			} else if !o.settled {
-				k.adopt(pid, o)
+				k.place(pid, o)
 			}
 		}
 		// After the living were placed: a dead one may lead their group or session. During a fork a dead one may be the very
@@ -182,12 +209,15 @@ func (k *Kernel) collect() {
 	for _, c := range k.children {
 		c.judged = c.ended
 	}
+	for _, c := range k.adopted {
+		c.judged = c.ended
+	}
 	close(k.changed)
 	k.changed = make(chan struct{})
 }
 
-// adopt looks for the tree of an orphan that lives. mu is held.
-func (k *Kernel) adopt(pid int, o *orphan) {
+// place looks for the tree of an orphan that lives. mu is held.
+func (k *Kernel) place(pid int, o *orphan) {
 	s, err := ReadStat(pid)
 	if err != nil {
 		return
@@ -213,14 +243,19 @@ type evidence struct {
 	undecided    bool // its environment is not there at this moment
 }
 
+// undecided: what was read of its environment is no answer. It is inside exec, or its memory is gone: it is ending.
+func undecided(s Stat, environ []byte, err error) bool {
+	return (err == nil && len(environ) == 0 || errors.Is(err, ErrGone)) && !s.noEnviron
+}
+
 func (k *Kernel) carried(s Stat) evidence {
 	e := evidence{Stat: s}
 	if k.cgroups != nil {
-		e.cgroup = k.cgroups.nameOf(s.PID)
+		e.cgroup = cgroupOf(s.PID)
 	}
-	b, err := readProc(s.PID, "environ", maxEnviron)
+	b, err := environ(s)
 	e.mark, _ = lookup(b, markVariable)
-	e.undecided = (err == nil && len(b) == 0 || errors.Is(err, ErrGone)) && !s.noEnviron // gone is its memory: it is ending
+	e.undecided = undecided(s, b, err)
 	return e
 }
 
@@ -229,7 +264,7 @@ func (k *Kernel) carried(s Stat) evidence {
 func (k *Kernel) match(e evidence) *Tree {
 	for t := range k.trees {
 		_, seen := t.seen[e.ID]
-		if seen || t.cgroup != nil && t.cgroup.name == e.cgroup || t.Mark != "" && t.Mark == e.mark && (t.UID == e.UID || t.UID == 0) {
+		if seen || t.cgroup.has(e.cgroup) || t.Mark != "" && t.Mark == e.mark && (t.UID == e.UID || t.UID == 0) {
 			return t
 		}
 	}
@@ -242,13 +277,21 @@ func (k *Kernel) match(e evidence) *Tree {
 	return nil
 }
 
-// known is the tree of a child or a placed orphan. mu is held.
+// known is the tree of a child, a leader that is none, or a placed orphan. mu is held.
 func (k *Kernel) known(pid int) *Tree {
 	if c := k.children[pid]; c != nil {
 		return c.tree
 	}
 	if o := k.orphans[pid]; o != nil {
 		return o.tree
+	}
+	for id, c := range k.adopted {
+		if id.PID != pid {
+			continue
+		}
+		if s, err := ReadStat(pid); err == nil && s.ID == id {
+			return c.tree
+		}
 	}
 	return nil
 }

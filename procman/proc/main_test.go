@@ -21,6 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	StageMain()
 	if len(os.Args) > 1 && os.Args[1] == "child" {
 		act(os.Args[2:])
 	}
@@ -60,6 +61,8 @@ func act(words []string) {
 			exit(n)
 		case "sleep":
 			time.Sleep(time.Hour)
+		case "decoys":
+			keepDecoys()
 		default:
 			panic("unknown word " + word)
 		}

@@ -41,6 +41,21 @@ func MakeFIFO(path string, uid, gid int) (read, write *os.File, err error) {
 	return read, write, nil
 }
 
+// OpenFIFO opens the read end of a FIFO that MakeFIFO has made, perhaps in an earlier zhxd: read as MakeFIFO gives it. What was
+// written since somebody read last is there.
+func OpenFIFO(path string) (read *os.File, err error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open FIFO %s: %w", path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		unix.Close(fd)
+		return nil, fmt.Errorf("open FIFO %s: it is none", path)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // FIFOHeld reports whether somebody has the FIFO open for reading: its child does as long as it, or anybody who inherited
 // it, lives. Our own read end counts: to be asked before it is opened or after it is closed. A FIFO that is not there is
 // not held.

@@ -6,6 +6,10 @@
 //	child's children ─orphaned─> ours (subreaper) ─SIGCHLD─> collect: placed into a Tree while they live, reaped when dead
 //	Tree.Kill ─> the group, every member by a verified pid, again until nobody new appears, cgroup.kill ─> WaitEmpty
 //
+//	a dead zhxd's ─Adopt─> leader of a Tree ─pidfd, or a look at its start time─> Exited, status unknown
+//	sd_notify's MAINPID ─Lead─> leader of its Tree ─our orphan by its end?─┬─yes─> Exited, Reap
+//	                                                                       └─no──> as adopted
+//
 // Owners: Kernel.mu guards the table of children, the table of orphans, and the trees; nothing else is shared. Reaping
 // happens under mu only, so whoever holds mu may signal an unreaped child by its number. Signals to other processes go through
 // SignalVerified. No goroutine holds a thread: one waits for SIGCHLD, one a child is parked in the poller (with pidfd).
@@ -41,9 +45,14 @@ const (
 	fifoSize = 256 << 10
 	// The connect that asks whether another zhxd lives waits so long; a full backlog counts as alive.
 	aliveTimeout = time.Second
-	// What sends no event is looked at so often: an undecided orphan; the end of a process that is not our child (a stray, a
-	// leftover of a dead zhxd, a stranger in a client's cgroup).
+	// What sends no event is looked at so often: an undecided process; and, without pidfd, the end of a process that is neither
+	// our child nor a leader, at first. The time between two looks doubles, up to AdoptedPoll.
 	recheck = 20 * time.Millisecond
+	// Without pidfd (before Linux 5.3) the end of a leader that is not our child is noticed so late. There is no such look
+	// where there is no such leader.
+	AdoptedPoll = 500 * time.Millisecond
+	// Start times are told in 1/100 s on every architecture that Go runs on.
+	userHZ = 100
 )
 
 // The environment variables that zhx gives a child; Strays and the marks read them back.

@@ -19,6 +19,9 @@ type Command struct {
 	Output    *os.File // the child's descriptors 1 and 2; 0 is /dev/null
 	TTY       *os.File // instead of Output: the slave side. The child leads a session on it; it is 0, 1 and 2
 	Tree      *Tree    // the run; one Start each
+	Stage     *Stage   // what is to be set besides; nil: nothing, and the program is executed at once
+
+	order *os.File // descriptor 3, of a stage
 }
 
 // Start executes a program as the leader of its tree, in a process group of its own (with TTY: in a session of its own). Its
@@ -27,7 +30,21 @@ type Command struct {
 // The child gets default signal handlers, the signal mask of this process's start, and the RLIMIT_NOFILE that this process
 // was started with: Go raises its own soft limit, and syscall.ForkExec puts the former one back in the child (unless somebody
 // called syscall.Setrlimit). It does not die with us: there is no Pdeathsig, which would tie it to one thread besides.
+//
+// With a Stage it returns when the program was executed in it, or the stage has failed, or after maxStage.
 func (k *Kernel) Start(c Command) (*Child, error) {
+	start := k.start
+	if c.Stage != nil {
+		start = k.startStaged
+	}
+	child, err := start(c)
+	if err != nil {
+		return nil, fmt.Errorf("start %q: %w", c.Tree.Name, err)
+	}
+	return child, nil
+}
+
+func (k *Kernel) start(c Command) (*Child, error) {
 	child := &Child{k: k, tree: c.Tree, exited: make(chan Exit, 1), frozen: make(chan bool, 1)}
 	k.mu.Lock()
 	k.forking++
@@ -65,7 +82,7 @@ func (k *Kernel) Start(c Command) (*Child, error) {
 		k.check(child) // its SIGCHLD may have come before it was known
 	}
 	if err != nil {
-		return nil, fmt.Errorf("start %q: %w", c.Tree.Name, explain(c, err))
+		return nil, explain(c, err)
 	}
 	return child, nil
 }
@@ -90,6 +107,9 @@ func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
 		return 0, -1, fmt.Errorf("no output: %w", syscall.EINVAL)
 	}
 	attr := &syscall.ProcAttr{Dir: c.Dir, Env: c.Env, Files: []uintptr{in, out, out}, Sys: sys}
+	if c.order != nil {
+		attr.Files = append(attr.Files, c.order.Fd())
+	}
 	group := c.Tree.cgroup
 	if group != nil && group.into {
 		sys.UseCgroupFD, sys.CgroupFD = true, int(group.dir.Fd())

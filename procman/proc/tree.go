@@ -16,18 +16,23 @@ import (
 )
 
 // Tree is one run: its leader (what Start made), the leader's descendants, its session and process group, its cgroup, and
-// every orphan whose initial environment carries the mark and which has the uid.
+// every orphan whose initial environment carries the mark and which has the uid. After Adopt it is every process of the system
+// whose initial environment does.
 type Tree struct {
+	// Output is the FIFO that an adopted run prints to, by which Adopt can verify the leader. To be set before, or never.
+	Output string
+
 	// Immutable:
 	Name   string
 	Run    uint64
 	Mark   string
 	UID    int
 	k      *Kernel
-	cgroup *cgroup // nil: none
+	cgroup *cgroup // nil: none; Adopt may exchange it, before anybody else uses the tree
 
 	// Kernel.mu guards:
 	leader   *Child // nil before Start
+	outside  bool   // members may be anybody's children
 	starting bool
 	seen     map[ID]struct{} // the members at the last Members: they stay members when they lose their parents
 }
@@ -53,6 +58,7 @@ func (t *Tree) Close() {
 	t.k.mu.Lock()
 	defer t.k.mu.Unlock()
 	delete(t.k.trees, t)
+	t.cgroup.leave()
 	for _, o := range t.k.orphans {
 		if o.tree == t {
 			o.tree = nil
@@ -71,10 +77,14 @@ func (t *Tree) Cgroup() string {
 // Empty reports whether nothing of the run lives. A zombie leader does not count.
 func (t *Tree) Empty() bool {
 	t.k.mu.Lock()
-	defer t.k.mu.Unlock()
 	t.look()
 	empty, _ := t.empty()
-	return empty
+	t.k.mu.Unlock()
+	if !empty {
+		return false
+	}
+	others, err := t.others()
+	return err == nil && len(others) == 0
 }
 
 // look brings the tables up to date as far as empty needs it: once a collect has met whom the leader left behind, nobody joins
@@ -106,9 +116,49 @@ func (t *Tree) empty() (empty bool, stranger ID) {
 	return true, ID{}
 }
 
-// WaitEmpty returns when nothing of the run lives, or with the context's error. The last of a run to end is a child of
-// ours, the leader or an orphan, so SIGCHLD tells; only for a stranger in the cgroup its own end is waited for.
+// others lists the members of a tree whose members may be anybody's children. It looks twice before it says that there are
+// none: one that was made and lost its parent while the processes were read may be in no list.
+func (t *Tree) others() (members []ID, err error) {
+	for range 2 {
+		if t.isOutside() && err == nil && len(members) == 0 {
+			members, err = t.Members()
+		}
+	}
+	return members, err
+}
+
+func (t *Tree) isOutside() bool {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	return t.outside
+}
+
+// WaitEmpty returns when nothing of the run lives, or with the context's error. The end of each member that is not below us is
+// waited for, then it is looked for others.
 func (t *Tree) WaitEmpty(ctx context.Context) error {
+	for {
+		if err := t.waitOwn(ctx); err != nil {
+			return fmt.Errorf("wait for the end of %q: %w", t.Name, err)
+		}
+		others, err := t.others()
+		if err == nil && len(others) == 0 {
+			return nil
+		}
+		if err != nil { // out of descriptors
+			t.k.waitChange(ctx, nil, true, ID{})
+		}
+		for _, id := range others {
+			t.k.WaitGone(ctx, id)
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("wait for the end of %q: %w", t.Name, err)
+		}
+	}
+}
+
+// waitOwn waits for those below us. The last of them to end is a child of ours, the leader or an orphan, so SIGCHLD tells; only
+// for a stranger in the cgroup its own end is waited for.
+func (t *Tree) waitOwn(ctx context.Context) error {
 	k := t.k
 	k.mu.Lock()
 	t.look()
@@ -121,7 +171,7 @@ func (t *Tree) WaitEmpty(ctx context.Context) error {
 		}
 		late, err := k.waitChange(ctx, changed, undecided, stranger)
 		if err != nil {
-			return fmt.Errorf("wait for the end of %q: %w", t.Name, err)
+			return err
 		}
 		k.mu.Lock()
 		if late {
@@ -153,18 +203,26 @@ func (k *Kernel) waitChange(ctx context.Context, changed <-chan struct{}, undeci
 	return late, ctx.Err()
 }
 
-// Members lists the living, the leader first. It reads the stat of every process of the system.
+// Members lists the living, the leader first. It reads the stat of every process of the system, and its environment if members
+// may be anybody's children.
 func (t *Tree) Members() ([]ID, error) {
 	k := t.k
 	all, err := stats()
 	if err != nil {
 		return nil, fmt.Errorf("list members of %q: %w", t.Name, err)
 	}
+	found, outside := map[int]struct{}{}, t.isOutside()
+	if outside {
+		for _, s := range carriers(all, t.Mark) {
+			if s.UID == t.UID || t.UID == 0 {
+				found[s.PID] = struct{}{}
+			}
+		}
+	}
 	// The orphans after the processes: who lost its parents while they were read is among them.
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.collect()
-	found := map[int]struct{}{}
 	if t.cgroup != nil {
 		for _, pid := range t.cgroup.members() {
 			found[pid] = struct{}{}
@@ -177,11 +235,16 @@ func (t *Tree) Members() ([]ID, error) {
 	}
 	for pid, s := range all {
 		_, seen := t.seen[s.ID]
-		if seen || t.mine(s) {
+		if seen || t.mine(all, s) {
 			found[pid] = struct{}{}
 		}
 	}
 	descend(all, found)
+	if outside {
+		for _, pid := range ancestry(all[os.Getpid()]) {
+			delete(found, pid)
+		}
+	}
 	var members []ID
 	for _, pid := range slices.Sorted(maps.Keys(found)) {
 		s, ok := all[pid]
@@ -208,8 +271,8 @@ func (t *Tree) Members() ([]ID, error) {
 func (t *Tree) unreaped() bool { return t.leader != nil && t.k.children[t.leader.PID] == t.leader }
 
 // mine: the leader, or of its group or session. mu is held.
-func (t *Tree) mine(s Stat) bool {
-	if !t.unreaped() {
+func (t *Tree) mine(all map[int]Stat, s Stat) bool {
+	if !t.leads(all, s) {
 		return false
 	}
 	l := t.leader.PID
@@ -324,9 +387,16 @@ func (t *Tree) HoldsSocket(inode uint64) bool {
 	t.k.mu.Lock()
 	l := t.leader
 	t.k.mu.Unlock()
-	if l != nil && holds(l.PID, inode) {
+	holds := func(id ID) bool {
+		if !holds(id.PID, inode) {
+			return false
+		}
+		s, err := ReadStat(id.PID)
+		return err == nil && s.ID == id
+	}
+	if l != nil && holds(l.ID) {
 		return true
 	}
 	members, _ := t.Members()
-	return slices.ContainsFunc(members, func(id ID) bool { return holds(id.PID, inode) })
+	return slices.ContainsFunc(members, holds)
 }

@@ -14,12 +14,14 @@ import (
 
 // Exit says how a process ended.
 type Exit struct {
-	Code   int            // -1 when a signal ended it, or when the kernel did not tell
-	Signal syscall.Signal // 0 when it exited
-	Core   bool           // it dumped core
+	Code    int            // -1 when a signal ended it, or when it is unknown
+	Signal  syscall.Signal // 0 when it exited
+	Core    bool           // it dumped core
+	Unknown bool           // the kernel did not tell how: it was not our child
 }
 
-// A Child is a process made by Start. Between its end and Reap it is a zombie, and its pid, group and session are still its.
+// A Child is a process made by Start, or a leader by Adopt or Lead. Between the end of our child and Reap it is a zombie, and its
+// pid, group and session are still its; those of another belong to anybody then.
 type Child struct {
 	// Immutable after Start.
 	ID
@@ -27,31 +29,39 @@ type Child struct {
 	tree   *Tree
 	exited chan Exit
 	frozen chan bool
-	pidfd  *os.File // nil: SIGCHLD tells
+	pidfd  *os.File // nil: SIGCHLD tells, or watch
 
 	// Kernel.mu guards:
-	ended  bool // told by Exited
-	judged bool // and a collect since has met whom it left behind
+	foreign bool   // not our child: in Kernel.adopted, not in Kernel.children
+	ended   bool   // told by Exited
+	judged  bool   // and a collect since has met whom it left behind
+	end     uint64 // of a foreign one: when it was seen to have ended, as start times are told
 }
 
 // Exited gives one value when the process has ended, and is closed after it. The pid stays ours until Reap.
 func (c *Child) Exited() <-chan Exit { return c.exited }
 
-// Frozen tells when the process stops (true) and continues (false). The latest value wins; nobody need listen.
+// Frozen tells when the process stops (true) and continues (false). The latest value wins; nobody need listen. It is silent
+// about a process that is not our child.
 func (c *Child) Frozen() <-chan bool { return c.frozen }
 
 // Reap gives the pid back to the kernel. To be called once, after Exited and when the tree is empty: until then nobody else
-// can get the pid, or be hit by a signal to the group.
+// can get the pid, or be hit by a signal to the group. A process that is not our child is only forgotten.
 func (c *Child) Reap() error {
 	k := c.k
 	k.mu.Lock()
-	if !c.ended || k.children[c.PID] != c {
+	if !c.ended || !k.holds(c) {
 		k.mu.Unlock()
 		return fmt.Errorf("reap process %d: it has not ended, or was reaped before", c.PID)
 	}
-	delete(k.children, c.PID)
 	c.judged = true
-	_, err := waitid(unix.P_PID, c.PID, unix.WEXITED|unix.WNOHANG)
+	var err error
+	if c.foreign {
+		delete(k.adopted, c.ID)
+	} else {
+		delete(k.children, c.PID)
+		_, err = waitid(unix.P_PID, c.PID, unix.WEXITED|unix.WNOHANG)
+	}
 	k.mu.Unlock()
 	c.pidfd.Close() // not under mu: it waits for park, and park for mu
 	if err != nil {
@@ -66,16 +76,23 @@ func (c *Child) park() {
 	if err != nil {
 		return // closed already: reaped
 	}
-	conn.Read(func(uintptr) bool {
-		c.k.mu.Lock()
-		defer c.k.mu.Unlock()
-		return c.k.check(c)
-	})
+	conn.Read(func(uintptr) bool { return c.look() })
 }
+
+// holds reports whether c was neither reaped nor replaced. mu is held.
+func (k *Kernel) holds(c *Child) bool { return k.children[c.PID] == c || k.adopted[c.ID] == c }
 
 // check asks whether a child has ended, and tells its owner once. mu is held.
 func (k *Kernel) check(c *Child) bool {
-	if c.ended {
+	if c.ended || !k.holds(c) {
+		return true
+	}
+	if c.foreign && !k.promote(c) {
+		if !c.gone() {
+			return false
+		}
+		c.end = ticks()
+		c.tell(Exit{Code: -1, Unknown: true})
 		return true
 	}
 	state, exit := peek(c.PID)
@@ -84,12 +101,17 @@ func (k *Kernel) check(c *Child) bool {
 	}
 	if state == notOurs { // somebody else reaped it: a bug beside us, but no reason to wait for ever
 		k.log.Error("child was reaped elsewhere", "pid", c.PID, "client", c.tree.Name, "next", "counts as ended, status unknown")
-		exit = Exit{Code: -1}
+		exit = Exit{Code: -1, Unknown: true}
 	}
-	c.ended = true
-	c.exited <- exit
-	close(c.exited)
+	c.tell(exit)
 	return true
+}
+
+// tell hands the end to the owner, once. mu is held.
+func (c *Child) tell(e Exit) {
+	c.ended = true
+	c.exited <- e
+	close(c.exited)
 }
 
 // thaw tells a child's owner of stops and continues. It asks for these alone, so P_ALL reaps nothing and ends. mu is held.
