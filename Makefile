@@ -31,10 +31,11 @@ check: ## gofmt, vet, staticcheck and all tests under the race detector
 	$(GO) tool staticcheck ./...
 	$(GO) test -race ./...
 
-fuzz: ## fuzz the packet reader and the configuration, FUZZTIME each (30s)
+fuzz: ## fuzz packets, notifications and the configuration, FUZZTIME each (30s)
 	$(GO) test -run '^$$' -fuzz '^FuzzPacket$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/wire
 	$(GO) test -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/broker
 	$(GO) test -run '^$$' -fuzz '^FuzzConfig$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./daemon/config
+	$(GO) test -run '^$$' -fuzz '^FuzzNotify$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./procman/notify
 
 bench: ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...

@@ -23,7 +23,7 @@ var mayImport = map[string][]string{
 	"zhx/daemon/config": {"zhx/procman", "zhx/watchdog", "zhx/ipc/broker", "zhx/ipc/wire"},
 	"zhx/ipc":           {"zhx/ipc/wire"},
 	"zhx/ipc/broker":    {"zhx/ipc/wire"},
-	"zhx/procman":       {"zhx/procman/proc", "zhx/procman/logs"},
+	"zhx/procman":       {"zhx/procman/proc", "zhx/procman/logs", "zhx/procman/notify"},
 }
 
 // topLevel is all that lies at the top, dot files aside.

@@ -1,5 +1,4 @@
-// What zhxctl can see and do: control.Backend over the published snapshots of procman, watchdog and broker. Seeing never
-// waits for a client's loop.
+// What zhxctl can do: control.Backend, but for what it sees (snapshot.go).
 package daemon
 
 import (
@@ -9,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"zhx/daemon/config"
 	"zhx/daemon/control"
@@ -17,6 +15,7 @@ import (
 	"zhx/ipc/wire"
 	"zhx/procman"
 	"zhx/procman/logs"
+	"zhx/procman/proc"
 )
 
 // backend implements control.Backend.
@@ -32,120 +31,14 @@ func (d *Daemon) controlServer(c *config.Daemon) *control.Server {
 	}
 }
 
-// Status implements control.Backend.
-func (b backend) Status(context.Context) control.Status {
-	conf, disk := b.config(), b.onDisk.Load()
-	st := control.Status{Daemon: &control.DaemonStatus{
-		Version: Version, PID: os.Getpid(), Uptime: control.Seconds(time.Since(b.began)),
-		Config: conf.Path, ConfigState: disk.word, Counters: b.counters(),
-	}}
-	if disk.err != "" {
-		st.Daemon.ConfigError = &disk.err
-	}
-	for _, p := range b.procs.Status() {
-		if c := b.client(p.Name); c != nil {
-			st.Clients = append(st.Clients, b.clientStatus(c, p))
-		}
-	}
-	for _, p := range b.bus.Peers() {
-		st.Peers = append(st.Peers, peerStatus(p))
-	}
-	return st
-}
-
-// counters is everything that was lost or refused, by name, so that nothing is lost in silence.
-func (b backend) counters() map[string]int64 {
-	n := b.bus.Counters()
-	return map[string]int64{
-		"connections": n.Accepted, "messages_forwarded": n.Forwarded, "messages_undeliverable": n.Undeliverable,
-		"messages_dropped": n.Dropped, "packets_refused": n.Refused, "peers_malformed": n.Malformed, "peers_truncated": n.Truncated,
-		"peers_over_limit": n.OverLimit, "peers_no_descriptor": n.NoDescriptor, "peers_replaced": n.Replaced, "receivers_stuck": n.Stuck,
-		"armings_refused": b.unarmed.Load(), "feeds_ignored": b.unfed.Load(), "log_lines_dropped": b.out.Dropped(), "orphans_unplaced": b.kernel.Unplaced(),
-	}
-}
-
-func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus {
-	st := control.ClientStatus{
-		Name: p.Name, State: string(p.State), Ready: p.State == procman.Running, Restarts: p.Restarts, Connected: b.connected(c),
-		Messages: control.Messages{
-			Received: c.account.Received.Load(), Sent: c.account.Sent.Load(), Undeliverable: c.account.Undeliverable.Load(),
-			Dropped: c.account.Dropped.Load(), Held: c.account.Held.Load(),
-		},
-	}
-	if p.PID != 0 {
-		uptime := control.Seconds(time.Since(p.Since))
-		st.PID, st.Uptime = &p.PID, &uptime
-	}
-	if p.Run != 0 {
-		st.Run = &p.Run
-	}
-	if p.Text != "" && (p.State == procman.Failed || p.State == procman.Unkillable) {
-		st.Why = &p.Text
-	}
-	if !p.Next.IsZero() {
-		next := control.Seconds(time.Until(p.Next))
-		st.Next = &next
-	}
-	c.mu.Lock()
-	mode, timeout, s := c.conf.Watchdog, c.conf.WatchdogTimeout, c.current
-	c.mu.Unlock()
-	if mode != "off" {
-		st.Watchdog = &control.WatchdogStatus{Timeout: control.Seconds(timeout), Lapses: c.lapses.Load()}
-		if s != nil {
-			dog := s.theDog().Status()
-			st.Watchdog.Armed, st.Watchdog.Paused = dog.Armed, dog.Paused
-			if dog.Armed {
-				remaining := control.Seconds(dog.Remaining)
-				st.Watchdog.Remaining = &remaining
-			}
-		}
-	}
-	st.LastExit = exitStatus(p.LastExit)
-	return st
-}
-
-func (b backend) connected(c *client) bool {
-	return slices.ContainsFunc(c.names(), b.bus.Connected)
-}
-
-func exitStatus(e *procman.LastExit) *control.ExitStatus {
-	if e == nil {
-		return nil
-	}
-	st := &control.ExitStatus{Reason: string(e.Reason), At: control.Stamp{Time: e.At}, Ago: control.Seconds(time.Since(e.At))}
-	if e.Signal != "" {
-		st.Signal = &e.Signal
-	} else if e.Code >= 0 {
-		st.Code = &e.Code
-	}
-	if e.Reason == procman.ByFrozen { // in state T for the watchdog's timeout: the same rule, seen by the kernel
-		st.Reason = string(procman.ByWatchdog)
-	}
-	if e.Text != "" {
-		st.Detail = &e.Text
-	}
-	return st
-}
-
-func peerStatus(p broker.PeerInfo) control.PeerStatus {
-	st := control.PeerStatus{Names: p.Names, Transport: string(p.Transport), Protocol: p.Protocol, Managed: p.Managed, Proof: p.Proof, Stuck: p.Stuck}
-	if p.PID > 0 {
-		st.PID = &p.PID
-	}
-	if p.UID >= 0 {
-		st.UID = &p.UID
-	}
-	return st
-}
-
 // Start implements control.Backend.
 func (b backend) Start(ctx context.Context, by control.Caller, w control.Which) ([]control.Outcome, error) {
-	return b.each(ctx, by, w, "started", b.procs.Start)
+	return b.each(ctx, by, w, "started", b.procs.Start, nil)
 }
 
 // Stop implements control.Backend.
 func (b backend) Stop(ctx context.Context, by control.Caller, w control.Which) ([]control.Outcome, error) {
-	return b.each(ctx, by, w, "stopped", b.procs.Stop)
+	return b.each(ctx, by, w, "stopped", b.procs.Stop, b.callersTree(by))
 }
 
 // Restart implements control.Backend.
@@ -158,27 +51,35 @@ func (b backend) Restart(ctx context.Context, by control.Caller, w control.Which
 			}
 		}
 	}
-	return b.each(ctx, by, w, "restarted", b.procs.Restart)
+	return b.each(ctx, by, w, "restarted", b.procs.Restart, b.callersTree(by))
 }
 
-// each does one verb to several clients at once. All names are looked up before anything is begun.
-func (b backend) each(ctx context.Context, by control.Caller, w control.Which, done string,
-	verb func(ctx context.Context, name, by string) error) ([]control.Outcome, error) {
-	names := w.Names
-	if w.All {
-		names = nil
-		for _, c := range b.config().Clients {
-			names = append(names, c.Name)
-		}
+// callersTree is the run that the caller's process is part of; nil: of none.
+func (b backend) callersTree(by control.Caller) *proc.Tree {
+	st, err := proc.ReadStat(by.PID)
+	if err != nil {
+		return nil
 	}
-	for _, name := range names {
-		if err := b.known(name); err != nil {
-			return nil, err
-		}
+	return b.kernel.TreeOf(st.ID)
+}
+
+// each does one verb to several clients at once. All names are looked up before anything is begun. What takes down the tree
+// inside is only accepted: whoever asks from there would not live to hear the end.
+func (b backend) each(ctx context.Context, by control.Caller, w control.Which, done string,
+	verb func(ctx context.Context, name, by string) error, inside *proc.Tree) ([]control.Outcome, error) {
+	names, err := b.resolve(w)
+	if err != nil {
+		return nil, err
 	}
 	outcomes := make([]control.Outcome, len(names))
 	var all sync.WaitGroup
 	for i, name := range names {
+		if inside != nil && slices.Contains(b.procs.Concerned(name), inside.Name) {
+			outcomes[i] = control.Outcome{Name: name, Text: "accepted", Accepted: true, Begin: func() {
+				go verb(context.WithoutCancel(ctx), name, by.String()) // the log says what came of it
+			}}
+			continue
+		}
 		all.Go(func() {
 			outcomes[i] = control.Outcome{Name: name, Text: done}
 			if err := verb(ctx, name, by.String()); err != nil {
@@ -193,6 +94,28 @@ func (b backend) each(ctx context.Context, by control.Caller, w control.Which, d
 		}
 	}
 	return outcomes, nil
+}
+
+// resolve gives the clients that are meant, each once, in the order of the file for All.
+func (b backend) resolve(w control.Which) (names []string, err error) {
+	if w.All {
+		for _, c := range b.config().Clients {
+			names = append(names, c.Name)
+		}
+		return names, nil
+	}
+	for _, arg := range w.Names {
+		meant, err := b.config().Resolve(arg)
+		if err != nil {
+			return nil, control.Errorf(control.CodeUnknown, "zhxctl status lists the clients", "%w", err)
+		}
+		for _, name := range meant {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names, nil
 }
 
 func (b backend) known(name string) error {
@@ -214,8 +137,8 @@ func verbError(name string, err error) *control.Error {
 }
 
 // Reload implements control.Backend.
-func (b backend) Reload(ctx context.Context, by control.Caller) (control.ReloadResult, error) {
-	reply := b.reload(ctx, by.String())
+func (b backend) Reload(ctx context.Context, by control.Caller, dry bool) (control.ReloadResult, error) {
+	reply := b.reload(ctx, by.String(), dry)
 	if reply.err != nil {
 		e := control.Errorf(control.CodeUsage, "nothing changed; zhxctl check "+b.opts.Config, "%w", reply.err)
 		var problems config.Problems
@@ -268,13 +191,20 @@ func (b backend) Send(_ context.Context, _ control.Caller, m control.SendRequest
 }
 
 // Shutdown implements control.Backend.
-func (b backend) Shutdown(by control.Caller, keep bool) error {
-	if keep {
-		return control.Errorf(control.CodeFailed, "", "this zhxd cannot leave its clients to the next one yet")
+func (b backend) Shutdown(by control.Caller, keep bool) (answer control.ShutdownReply, begin func(), err error) {
+	if !keep {
+		answer.Accepted = b.callersTree(by) != nil
 	}
-	b.log.Info("asked to end", "by", by.String())
-	b.end()
-	return nil
+	for _, p := range b.procs.Status() {
+		if keep && p.PID != 0 && !p.TTY {
+			answer.Kept++
+		}
+	}
+	return answer, func() {
+		b.log.Info("asked to end", "by", by.String(), "keep", keep)
+		b.keep.Store(keep)
+		b.end()
+	}, nil
 }
 
 // Logs implements control.Backend.

@@ -42,7 +42,10 @@ const DefaultConfig = "/etc/zhx/clients.toml"
 // Version is set by the linker.
 var Version = "devel"
 
-const oneWish = 500 * time.Millisecond // two signals to end within that are one
+const (
+	oneWish = 500 * time.Millisecond // two signals to end within that are one
+	endMax  = 90 * time.Second       // for all clients to stop, by levels; then what is left is killed, and named
+)
 
 // ErrConfig: the configuration is invalid. The text has every problem with its file and line.
 var ErrConfig = errors.New("invalid configuration")
@@ -79,6 +82,7 @@ type Daemon struct {
 	unarmed     atomic.Int64                       // armings of strangers refused: another user's name, or foreignMax
 	unfed       atomic.Int64                       // feeds of a dog that was not armed
 	foreignRuns atomic.Uint64
+	keep        atomic.Bool // clients go on when this zhxd ends
 
 	mu      sync.Mutex // guards what follows
 	clients map[string]*client
@@ -160,7 +164,9 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	d.watch = watchdog.New(watchdog.Options{Settle: d.settle, Lapsed: d.lapsed})
 	d.bus = broker.New(d, d.log)
 	d.procs = procman.New(procman.Options{
-		Dir: d.dir.state, Environ: childEnviron(conf.Daemon.Socket), Kernel: d.kernel, Log: d.log, Events: d, Output: d.out.Output,
+		Dir: d.dir.state, Notify: d.dir.notify, Environ: childEnviron(conf.Daemon.Socket), Kernel: d.kernel, Log: d.log, Events: d,
+		Output: d.out.Output, Fail: failpoint(),
+		Settle: func() { d.bus.Settle(watchdog.SettleMax, func(any) bool { return true }) },
 	})
 
 	listeners, err := d.listen(&conf.Daemon)
@@ -182,16 +188,16 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 		})
 	}
 	d.ctl = d.controlServer(&conf.Daemon)
-	parts.Go(func() { d.ctl.Serve(serving, listeners.control) })
 	parts.Go(func() { d.watch.Run(serving) })
 	if conf.Daemon.PrototypePresence {
 		parts.Go(func() { keepPresence(serving, d.kernel, d.log) })
 	}
 
-	if err := d.procs.Leftovers(ctx); err != nil {
+	if err := d.procs.Leftovers(ctx, specs(conf)); err != nil {
 		d.log.Error("leftovers of the last zhxd", "err", err, "next", "their clients are not started until they are gone")
 	}
 	d.apply(conf)
+	parts.Go(func() { d.ctl.Serve(serving, listeners.control) }) // who asks earlier waits: there is no client to speak of yet
 	parts.Go(func() {
 		if d.procs.Wait(ctx) != nil {
 			return // asked to end
@@ -202,8 +208,19 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	d.loop(ctx)
 
 	sdaemon.SdNotify(false, sdaemon.SdNotifyStopping)
-	d.log.Info("zhxd ends", "next", "clients stop in reverse order")
-	if err := d.procs.Shutdown(stopping); err != nil {
+	if d.keep.Load() {
+		d.log.Info("zhxd ends", "next", "clients go on; the next zhxd adopts them")
+		err = d.procs.Leave(stopping)
+	} else {
+		d.log.Info("zhxd ends", "next", "clients stop in reverse order")
+		limit := time.AfterFunc(endMax, func() {
+			d.log.Warn("the end takes too long", "limit", endMax, "next", "what is left is killed")
+			hurry()
+		})
+		err = d.procs.Shutdown(stopping)
+		limit.Stop()
+	}
+	if err != nil {
 		d.log.Error("clients left", "err", err)
 	}
 	d.bus.Close()
@@ -244,6 +261,20 @@ func (d *Daemon) listen(c *config.Daemon) (l listeners, err error) {
 	return l, err
 }
 
+// failpoint ends this process at the point that $ZHX_FAILPOINT names, in tests of a crash.
+func failpoint() func(point string) {
+	at := os.Getenv("ZHX_FAILPOINT")
+	if at == "" {
+		return nil
+	}
+	return func(point string) {
+		if point == at {
+			unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	}
+}
+
 // childEnviron is what every child's environment begins with. Nothing of zhxd's NOTIFY_SOCKET, LISTEN_* or WATCHDOG_*
 // passes.
 func childEnviron(socket string) []string {
@@ -276,6 +307,13 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 		return // removed from the configuration while it was about to start
 	}
 	s := &session{id: watchdog.ID{Name: name, Run: number}, client: c, tree: t, unfed: &d.unfed, targets: targets{}}
+	s.note = func(armed bool) {
+		if armed {
+			go d.procs.Armed(name, number)
+		} else {
+			go d.procs.Registered(name, number)
+		}
+	}
 	c.mu.Lock()
 	s.dog = d.watch.Dog(s.id, c.conf.WatchdogTimeout)
 	s.configure(d.watch, modeOf(c.conf.Watchdog), c.conf.WatchdogTimeout)
@@ -298,9 +336,31 @@ func (d *Daemon) Ended(name string, number uint64, _ procman.LastExit) {
 		return
 	}
 	s.client.mu.Lock()
-	s.client.current = nil
+	s.client.current, s.client.ended = nil, s
 	s.client.mu.Unlock()
 	s.theDog().Retire()
+}
+
+// Armed implements procman.Events: an adopted run gets a whole timeout to come back and feed.
+func (d *Daemon) Armed(name string, number uint64) {
+	if s := d.session(watchdog.ID{Name: name, Run: number}); s != nil {
+		s.armed.Store(true) // the record has it
+		s.Arm()
+	}
+}
+
+// Fed implements procman.Events: a word on the run's notify socket. The first sign of life arms, as by a packet.
+func (d *Daemon) Fed(name string, number uint64, alive bool, timeout time.Duration) {
+	s := d.session(watchdog.ID{Name: name, Run: number})
+	if s == nil {
+		return
+	}
+	if timeout > 0 {
+		s.theDog().SetTimeout(timeout)
+	}
+	if alive && !s.theDog().Feed() {
+		s.Arm()
+	}
 }
 
 // session is that run, if it is its client's current one; nil: it has ended.
@@ -360,7 +420,7 @@ func (d *Daemon) signals(ctx context.Context, ch <-chan os.Signal, hurry func())
 		case sig := <-ch:
 			switch {
 			case sig == unix.SIGHUP:
-				go d.reload(ctx, "SIGHUP") // the loop logs what came of it
+				go d.reload(ctx, "SIGHUP", false) // the loop logs what came of it
 			case !asked.IsZero() && time.Since(asked) < oneWish:
 			case !asked.IsZero():
 				d.log.Warn("asked to end again", "by", sig.String(), "next", "clients are killed")

@@ -76,7 +76,7 @@ func TestReloadByHand(t *testing.T) {
 	talker := fmt.Sprintf("command = [%q, \"role-talker\"]\n", exe(t))
 	z := serve(t, "[client.a]\n"+talker+"[client.b]\n"+talker)
 	z.edit("[client.a]\n" + talker)
-	res, err := z.Reload(context.Background())
+	res, err := z.Reload(context.Background(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestReloadByHand(t *testing.T) {
 		t.Errorf("plan: %+v", res.Plan)
 	}
 	z.edit("[client.a]\ncommand = \"no list\"\n")
-	_, err = z.Reload(context.Background())
+	_, err = z.Reload(context.Background(), false)
 	var e *control.Error
 	if !errors.As(err, &e) || e.Code != control.CodeUsage || len(e.Problems) == 0 || e.Problems[0].Line == 0 {
 		t.Errorf("reload of an invalid file: %#v", err)
@@ -199,7 +199,7 @@ func TestStoppedClientLeavesItsName(t *testing.T) {
 		t.Errorf("received %v %v", p, err)
 	}
 	z.edit(fmt.Sprintf("[client.mine]\ncommand = [%q, \"role-sleeper\"]\n", exe(t))) // so it does not register itself
-	if _, err := z.Reload(context.Background()); err != nil {
+	if _, err := z.Reload(context.Background(), false); err != nil {
 		t.Fatal(err)
 	}
 	if !z.client("mine").Connected {

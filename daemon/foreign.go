@@ -31,6 +31,7 @@ func (s *stranger) Managed() bool            { return false }
 func (s *stranger) Account() *broker.Account { return s.account }
 func (s *stranger) Proof() string            { return s.proof() }
 func (s *stranger) First(target string) bool { return s.targets.first(target) }
+func (s *stranger) Registered()              {}
 func (s *stranger) Arm()                     { s.d.armForeign(s.visitor, s.name) }
 
 func (s *stranger) Feed() {

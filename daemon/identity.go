@@ -55,6 +55,9 @@ func (d *Daemon) Claim(who any, name string, use broker.Use) (broker.Session, er
 		return &stranger{d: d, visitor: v, name: name}, nil
 	}
 	run := c.run()
+	if last := c.lastWords(v, use); last != nil && last != run {
+		return &claim{session: last, proof: v.proof()}, nil
+	}
 	if run == nil {
 		return d.claimIdle(v, c, name)
 	}
@@ -67,6 +70,17 @@ func (d *Daemon) Claim(who any, name string, use broker.Use) (broker.Session, er
 		proof = unproved
 	}
 	return &claim{session: run, proof: proof}, nil
+}
+
+// lastWords is the run before, if the peer was of it when it was accepted: what a sender wrote before its end is delivered.
+// It may not feed nor receive any more.
+func (c *client) lastWords(v *visitor, use broker.Use) *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if use != broker.Send || c.ended == nil || v.tree.Load() != c.ended.tree {
+		return nil
+	}
+	return c.ended
 }
 
 // takeBack makes names their owners' alone: nobody else's dogs are armed under them, and connections that have one of

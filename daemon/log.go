@@ -21,6 +21,7 @@ import (
 
 const (
 	logQueue    = 2048                       // lines that wait for a slow reader of the log; above that they are dropped and counted
+	logOwn      = 512                        // of these are for zhxd's own lines alone: clients that print much do not push them out
 	logLineMax  = 8 << 10                    // bytes of one line; the rest is cut and marked
 	logFileMax  = 1 << 20                    // bytes of zhxd.log; above that it becomes zhxd.log.1
 	logFlushMax = time.Second                // how long Close waits for a log that is not being read
@@ -61,6 +62,10 @@ func (l *Log) Logger() *slog.Logger { return slog.New(&logHandler{log: l}) }
 
 // Output logs one line that a client printed.
 func (l *Log) Output(client string, line []byte) {
+	if len(l.lines) >= logQueue-logOwn {
+		l.dropped.Add(1)
+		return
+	}
 	b := fmt.Appendf(nil, "%s [%s] | ", time.Now().UTC().Format(stampLayout), client)
 	l.put(append(b, printable(string(line))...))
 }

@@ -21,6 +21,7 @@ import (
 
 // The test binary is its own client: roles are chosen by the first argument.
 func TestMain(m *testing.M) {
+	Stage()
 	if code, played := Presence(); played {
 		os.Exit(code)
 	}

@@ -30,6 +30,7 @@ type diskState struct {
 
 type reloadRequest struct {
 	by    string
+	dry   bool             // say what it would do, and do nothing
 	reply chan reloadReply // buffered
 }
 
@@ -49,8 +50,8 @@ func load(o Options) (*config.Config, error) {
 }
 
 // reload re-reads the file now, whatever the watcher may be about to say, and returns when it is applied.
-func (d *Daemon) reload(ctx context.Context, by string) reloadReply {
-	req := reloadRequest{by: by, reply: make(chan reloadReply, 1)}
+func (d *Daemon) reload(ctx context.Context, by string, dry bool) reloadReply {
+	req := reloadRequest{by: by, dry: dry, reply: make(chan reloadReply, 1)}
 	select {
 	case d.reloads <- req:
 		return <-req.reply
@@ -89,6 +90,10 @@ func (d *Daemon) loop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case req := <-d.reloads:
+			if req.dry {
+				req.reply <- d.foresee()
+				continue
+			}
 			still.Stop()
 			req.reply <- d.reread(req.by)
 		case <-d.edited:
@@ -139,6 +144,16 @@ func (d *Daemon) reread(by string) reloadReply {
 	return reloadReply{plan: d.use(conf, by), conf: conf}
 }
 
+// foresee is what a reload would do now.
+func (d *Daemon) foresee() reloadReply {
+	conf, err := load(d.opts)
+	if err != nil {
+		return reloadReply{err: err}
+	}
+	old := d.config()
+	return reloadReply{plan: planWith(procman.Diff(specs(old), specs(conf)), old.Clients, conf.Clients), conf: conf}
+}
+
 func (d *Daemon) invalid(by string, err error) {
 	d.onDisk.Store(&diskState{word: "invalid", err: strings.TrimPrefix(err.Error(), ErrConfig.Error()+": ")})
 	d.log.Error("configuration invalid", "by", by, "err", err, "next", "nothing changes; mend it, zhxctl check "+d.opts.Config)
@@ -172,7 +187,6 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 	d.loaded.Store(&next)
 
 	owners := map[string]*client{}
-	specs := make([]procman.Spec, 0, len(conf.Clients))
 	d.mu.Lock()
 	for _, cc := range conf.Clients {
 		c := d.clients[cc.Name]
@@ -189,7 +203,6 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 		for _, name := range append([]string{cc.Name}, cc.Names...) {
 			owners[name] = c
 		}
-		specs = append(specs, cc.Spec)
 	}
 	for name, c := range d.clients {
 		if owners[name] != c && c.run() == nil {
@@ -205,7 +218,14 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 		}
 	}
 	d.takeBack(moved)
-	return planWith(d.procs.Apply(specs), old.Clients, conf.Clients)
+	return planWith(d.procs.Apply(specs(conf)), old.Clients, conf.Clients)
+}
+
+func specs(conf *config.Config) (specs []procman.Spec) {
+	for _, c := range conf.Clients {
+		specs = append(specs, c.Spec)
+	}
+	return specs
 }
 
 // planWith adds to procman's plan the keys that procman does not know: they apply live.

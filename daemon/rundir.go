@@ -20,6 +20,7 @@ import (
 const (
 	dirMode        = 0o755
 	stateMode      = 0o700
+	notifyMode     = 0o711 // clients of any user reach the socket of their own run, which is theirs, and list nothing
 	staleProbeTime = time.Second
 )
 
@@ -28,13 +29,13 @@ var ErrRunning = errors.New("zhxd already runs")
 
 // rundir is a run directory that this process holds.
 type rundir struct {
-	path, state string
-	lock        *os.File
+	path, state, notify string
+	lock                *os.File
 }
 
 // holdRundir makes the run directory and takes its lock. ErrRunning names the pid of the zhxd that has it.
 func holdRundir(path string) (*rundir, error) {
-	r := &rundir{path: path, state: filepath.Join(path, "state")}
+	r := &rundir{path: path, state: filepath.Join(path, "state"), notify: filepath.Join(path, "notify")}
 	if err := r.make(); err != nil {
 		return nil, fmt.Errorf("make run_dir: %w", err)
 	}
@@ -71,10 +72,15 @@ func (r *rundir) make() error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(r.state, stateMode); err != nil {
-		return err
+	for dir, mode := range map[string]fs.FileMode{r.state: stateMode, r.notify: notifyMode} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return err
+		}
+		if err := os.Chmod(dir, mode); err != nil {
+			return err
+		}
 	}
-	return os.Chmod(r.state, stateMode)
+	return nil
 }
 
 // release gives the run directory up; the lock file stays, so that no two holders can have different files.

@@ -29,6 +29,7 @@ type client struct {
 	mu      sync.Mutex // guards what follows
 	conf    config.Client
 	current *session // the run that lives now, nil between two runs
+	ended   *session // the one before: its last messages may be read after its end
 }
 
 // names are all that belong to the client.
@@ -50,7 +51,10 @@ type session struct {
 	id     watchdog.ID
 	client *client
 	tree   *proc.Tree
-	unfed  *atomic.Int64 // counts feeds of a dog that is not armed
+	unfed  *atomic.Int64    // counts feeds of a dog that is not armed
+	note   func(armed bool) // once each: to procman, whose record and readiness follow it; does not wait
+
+	registered, armed atomic.Bool // noted
 
 	mode atomic.Int32 // of the watchdog: modeAuto …
 	pid  atomic.Int64 // of the leader, 0 before the fork
@@ -129,9 +133,19 @@ func (c *claim) Feed() {
 	}
 }
 
-func (c *claim) Arm() {
-	if c.mode.Load() != modeOff {
-		c.theDog().Arm()
+func (c *claim) Registered() {
+	if c.registered.CompareAndSwap(false, true) {
+		c.note(false)
+	}
+}
+
+func (s *session) Arm() {
+	if s.mode.Load() == modeOff {
+		return
+	}
+	s.theDog().Arm()
+	if s.armed.CompareAndSwap(false, true) {
+		s.note(true)
 	}
 }
 

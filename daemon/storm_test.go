@@ -51,7 +51,7 @@ func TestStorm(t *testing.T) {
 		s.act()
 	}
 	s.edit(s.config())
-	if _, err := s.Reload(context.Background()); err != nil {
+	if _, err := s.Reload(context.Background(), false); err != nil {
 		t.Fatal(err)
 	}
 	s.calm()

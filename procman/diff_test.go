@@ -42,7 +42,8 @@ func TestDiff(t *testing.T) {
 
 // TestEveryKeyHasAClass: each field but the name is a key, is live or restart, and a change of it alone shows.
 func TestEveryKeyHasAClass(t *testing.T) {
-	restart := []string{"command", "directory", "environment", "user", "group", "tty"}
+	restart := []string{"command", "directory", "environment", "environment_file", "user", "group", "groups", "tty", "umask",
+		"limit_nofile", "limit_core", "limit_as", "nice", "cpu_affinity", "oom_score_adj", "no_new_privileges"}
 	for i := 1; i < reflect.TypeFor[Spec]().NumField(); i++ {
 		f := reflect.TypeFor[Spec]().Field(i)
 		a, b := spec("a"), spec("a")
@@ -52,7 +53,11 @@ func TestEveryKeyHasAClass(t *testing.T) {
 		case reflect.String:
 			v.SetString(v.String() + "x")
 		case reflect.Slice:
-			v.Set(reflect.ValueOf([]string{"another"}))
+			v.Set(reflect.Append(v, reflect.New(v.Type().Elem()).Elem()))
+		case reflect.Pointer:
+			v.Set(reflect.New(v.Type().Elem()))
+		case reflect.Struct:
+			v.Field(0).SetInt(7)
 		case reflect.Map:
 			v.Set(reflect.ValueOf(map[string]string{"K": "v"}))
 		default:

@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"zhx/procman/logs"
+	"zhx/procman/notify"
 	"zhx/procman/proc"
 )
 
@@ -54,13 +56,14 @@ func (h *system) clear(ctx context.Context, s *Spec, r record) error {
 }
 
 // spawn starts run r.Run. The order is that of decision 8: intent, FIFO, fork, record.
-func (h *system) spawn(s *Spec, r *record, ring *logs.Ring) (_ life, err error) {
+func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 	c, err := prepare(s, h.o.Environ)
 	if err != nil {
 		return nil, err
 	}
-	l := &run{log: h.o.Log, fifo: h.fifo(strconv.FormatUint(r.Run, 10)), drained: make(chan struct{})}
-	r.Mark, r.Boot, r.UID, r.PID, r.Start = rand.Text(), h.boot, c.uid, 0, 0
+	l := h.newRun(r.Run)
+	*r = record{Version: r.Version, Client: r.Client, StoppedBy: r.StoppedBy, Run: r.Run, Mark: rand.Text(), Boot: h.boot,
+		UID: c.uid, Sum: restartSum(*s), TTY: s.TTY, Began: bootTime()}
 	l.Tree = h.o.Kernel.NewTree(s.Name, r.Run, r.Mark, c.uid)
 	r.Cgroup = l.Tree.Cgroup()
 	defer func() {
@@ -77,24 +80,79 @@ func (h *system) spawn(s *Spec, r *record, ring *logs.Ring) (_ life, err error) 
 		return nil, fmt.Errorf("make its output: %w", err)
 	}
 	defer childEnd.Close()
+	h.listen(l, in)
+	if l.socket != nil {
+		c.Env = append(c.Env, "NOTIFY_SOCKET="+l.socket.Path())
+	}
 	c.Env, c.Tree = append(c.Env, "ZHX_RUN="+r.Mark), l.Tree
 	h.o.Events.Began(s.Name, r.Run, l.Tree)
+	h.failpoint("before-fork")
 	if l.Child, err = h.o.Kernel.Start(c.Command); err != nil {
 		return nil, err
 	}
+	h.failpoint("after-fork")
 	r.PID, r.Start = l.PID, l.Child.Start
+	h.failpoint("before-record")
 	if err := h.save(*r); err != nil {
 		h.o.Log.Error("record not written", "client", s.Name, "run", r.Run, "err", err, "next", "after a crash the run is found by its mark alone")
 	}
-	go func() {
-		defer close(l.drained)
-		logs.Pump(l.out, ring, func(line []byte) {
-			if h.o.Output != nil {
-				h.o.Output(s.Name, line)
-			}
-		})
-	}()
+	go h.pump(l, in.ring)
 	return l, nil
+}
+
+func (h *system) newRun(number uint64) *run {
+	return &run{log: h.o.Log, fifo: h.fifo(strconv.FormatUint(number, 10)), drained: make(chan struct{})}
+}
+
+func (h *system) failpoint(point string) {
+	if h.o.Fail != nil {
+		h.o.Fail(point)
+	}
+}
+
+// pump takes in what the run prints until nobody can print any more.
+func (h *system) pump(l *run, ring *logs.Ring) {
+	defer close(l.drained)
+	logs.Pump(l.out, ring, func(line []byte) {
+		if h.o.Output != nil && !ring.HasFile() {
+			h.o.Output(h.name, line)
+		}
+	})
+}
+
+// listen opens the run's notify socket. A run can do without: it only is not heard then.
+func (h *system) listen(l *run, in inlet) {
+	var err error
+	if l.socket, err = notify.Listen(filepath.Join(h.o.Notify, fmt.Sprintf("%s.%d", h.name, l.Run)), l.UID); err != nil {
+		h.o.Log.Error("no notify socket", "client", h.name, "run", l.Run, "err", err, "next", "what it says by sd_notify is not heard")
+		return
+	}
+	in.serve(func() {
+		err := l.socket.Serve(h.judge(l, in))
+		if err != nil {
+			h.o.Log.Error("notify socket failed", "client", h.name, "run", l.Run, "err", err, "next", "what it says by sd_notify is not heard")
+		}
+	})
+}
+
+// judge lets those be heard who may speak for the run.
+func (h *system) judge(l *run, in inlet) func(notify.Message) error {
+	told := false
+	return func(n notify.Message) error {
+		// A sender is commonly dead before it is read. Who lives must be of the run; who does not, of its user.
+		if n.UID != l.UID && n.UID != 0 {
+			return fmt.Errorf("uid %d is not the client's", n.UID)
+		}
+		if st, err := proc.ReadStat(n.PID); err == nil && st.Living() && h.o.Kernel.TreeOf(st.ID) != l.Tree {
+			return fmt.Errorf("process %d is not in the tree of the run", n.PID)
+		}
+		if n.Malformed != nil && !told {
+			told = true
+			h.o.Log.Warn("malformed notification", "client", h.name, "run", l.Run, "err", n.Malformed, "next", "ignored; further ones are not told")
+		}
+		in.said(l.Run, n)
+		return nil
+	}
 }
 
 // output makes both ends of what the child writes into, and gives the command its own.
@@ -108,7 +166,7 @@ func (l *run) output(s *Spec, c *prepared) (childEnd *os.File, err error) {
 	}
 	l.out, c.Output, err = proc.MakeFIFO(l.fifo, c.uid, c.gid)
 	if errors.Is(err, syscall.EEXIST) { // of a run whose record somebody removed
-		os.Remove(l.fifo)
+		logs.RemoveFIFO(l.fifo)
 		l.out, c.Output, err = proc.MakeFIFO(l.fifo, c.uid, c.gid)
 	}
 	return c.Output, err
@@ -119,12 +177,37 @@ type run struct {
 	*proc.Child
 	*proc.Tree
 	log     *slog.Logger
-	out     *os.File // our end of the FIFO, or the pseudo-terminal's master
-	fifo    string   // not there with a pseudo-terminal
+	out     *os.File       // our end of the FIFO, or the pseudo-terminal's master
+	fifo    string         // not there with a pseudo-terminal
+	socket  *notify.Socket // nil: none
 	drained chan struct{}
 }
 
-func (l *run) pid() int { return l.PID }
+func (l *run) pid() int      { return l.PID }
+func (l *run) start() uint64 { return l.Child.Start }
+
+// lead makes another process of the tree the leader, which sd_notify(3) calls MAINPID.
+func (l *run) lead(pid int) error {
+	st, err := proc.ReadStat(pid)
+	if err != nil {
+		return err
+	}
+	child, err := l.Lead(st.ID)
+	if err == nil {
+		l.Child = child
+	}
+	return err
+}
+
+func (l *run) unheard() bool { return l.socket != nil && l.socket.Waiting() }
+
+// leave lets the run go on without us. What it prints is taken in until this process ends, then it stays in the FIFO for the
+// next zhxd.
+func (l *run) leave() {
+	if l.socket != nil {
+		l.socket.Close() // the next zhxd makes it anew, at the same path
+	}
+}
 
 func (l *run) look() kind {
 	tracer, err := proc.Tracer(l.PID)
@@ -162,6 +245,9 @@ func (l *run) finish() {
 	<-l.drained
 	wait.Stop()
 	l.Tree.Close()
+	if l.socket != nil {
+		l.socket.Close()
+	}
 }
 
 func (l *run) forget() {
@@ -169,7 +255,50 @@ func (l *run) forget() {
 		l.Reap()
 	}
 	l.out.Close()
-	syscall.Unlink(l.fifo)
+	logs.RemoveFIFO(l.fifo)
+	if l.socket != nil {
+		l.socket.Close()
+	}
+}
+
+// giveUp executes on_failure as the client would be, in a tree of its own, and what it prints is the client's. It returns when
+// that has ended, killed after HookWait if need be.
+func (h *system) giveUp(ctx context.Context, s *Spec, ring *logs.Ring) {
+	hook := *s
+	hook.Command, hook.TTY = s.OnFailure, false
+	log := h.o.Log.With("client", h.name, "command", hook.Command)
+	c, err := prepare(&hook, h.o.Environ)
+	l := &run{log: log, fifo: h.fifo("on_failure"), drained: make(chan struct{})}
+	if err == nil {
+		_, err = l.output(&hook, &c)
+	}
+	if err != nil {
+		log.Error("on_failure not executed", "err", err, "next", "the client stays failed")
+		return
+	}
+	mark := rand.Text()
+	l.Tree = h.o.Kernel.NewTree(h.name+".on_failure", 1, mark, c.uid)
+	c.Env, c.Tree = append(c.Env, "ZHX_RUN="+mark), l.Tree
+	l.Child, err = h.o.Kernel.Start(c.Command)
+	c.Output.Close()
+	defer l.forget()
+	if err != nil {
+		l.Tree.Close()
+		log.Error("on_failure not executed", "err", err, "next", "the client stays failed")
+		return
+	}
+	go h.pump(l, ring)
+	log.Info("on_failure", "pid", l.PID)
+	ctx, cancel := context.WithTimeout(ctx, HookWait)
+	defer cancel()
+	if l.WaitEmpty(ctx) != nil {
+		log.Warn("on_failure cut off", "next", "its whole tree is killed")
+		l.Kill()
+		last, cancel := context.WithTimeout(context.Background(), KillWait)
+		defer cancel()
+		l.WaitEmpty(last)
+	}
+	l.finish()
 }
 
 // endStray stops one process for good: it returns when it is gone.

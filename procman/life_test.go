@@ -25,6 +25,7 @@ import (
 const childVar = "PROCMAN_TEST_CHILD" // what the test binary is to be, when it is a client
 
 func TestMain(m *testing.M) {
+	proc.StageMain()
 	if what := os.Getenv(childVar); what != "" {
 		child(strings.Fields(what))
 	}
@@ -50,7 +51,7 @@ func child(words []string) {
 			fmt.Println(err)
 			os.Exit(1)
 		}
-		st.Set = New(Options{Dir: words[1], Environ: os.Environ(), Kernel: k, Log: log, Events: st})
+		st.Set = New(Options{Dir: words[1], Notify: words[1], Environ: os.Environ(), Kernel: k, Log: log, Events: st})
 		st.Apply([]Spec{real("a", "sleep")})
 		st.Wait(bg)
 		fmt.Println("pid", <-st.started)
@@ -124,9 +125,11 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func (st *station) Began(string, uint64, *proc.Tree)     {}
-func (st *station) Running(_ string, _ uint64, pid int)  { st.started <- pid }
-func (st *station) Ended(_ string, _ uint64, l LastExit) { st.ended <- l }
+func (st *station) Began(string, uint64, *proc.Tree)        {}
+func (st *station) Armed(string, uint64)                    {}
+func (st *station) Fed(string, uint64, bool, time.Duration) {}
+func (st *station) Running(_ string, _ uint64, pid int)     { st.started <- pid }
+func (st *station) Ended(_ string, _ uint64, l LastExit)    { st.ended <- l }
 
 // open makes a station; at the end of the test it must shut down and leave no goroutine, process or FIFO.
 func open(t *testing.T, dir string, o proc.Options) *station {
@@ -142,7 +145,7 @@ func open(t *testing.T, dir string, o proc.Options) *station {
 	if err != nil {
 		t.Fatal(err)
 	}
-	st.Set = New(Options{Dir: dir, Environ: append(os.Environ(), "ZHX_SOCKET=/nowhere/zhx.sock"), Kernel: k, Log: log, Events: st,
+	st.Set = New(Options{Dir: dir, Notify: dir, Environ: append(os.Environ(), "ZHX_SOCKET=/nowhere/zhx.sock"), Kernel: k, Log: log, Events: st,
 		Output: func(_ string, line []byte) { st.lines <- string(line) }})
 	st.close = sync.OnceFunc(func() {
 		if err := st.Shutdown(bg); err != nil {
@@ -340,13 +343,16 @@ func TestEnvironment(t *testing.T) {
 	next(t, st.ended)
 	var got []string
 	for _, l := range st.Ring("a").Tail(-1) {
-		if !strings.HasPrefix(l.Text, "ZHX_RUN=") {
+		if path, is := strings.CutPrefix(l.Text, "NOTIFY_SOCKET="); is {
+			want(t, "notify socket", filepath.Base(path), "a.1")
+		} else if !strings.HasPrefix(l.Text, "ZHX_RUN=") {
 			got = append(got, l.Text)
 		} else if len(l.Text) < len("ZHX_RUN=")+20 {
 			t.Errorf("a weak mark: %s", l.Text)
 		}
 	}
 	slices.Sort(got)
+	wanted = append(wanted, "WATCHDOG_USEC=9000000")
 	slices.Sort(wanted)
 	if !slices.Equal(got, wanted) {
 		t.Errorf("got  %q\nwant %q\n%s", got, wanted, st.log)
@@ -357,7 +363,8 @@ func TestEnvironment(t *testing.T) {
 
 type nothing struct{}
 
-func (nothing) on(*program) {}
+func (nothing) on(*program)  {}
+func (nothing) refuse(error) {}
 
 // settle returns when the client's status shows whatever was told by an event.
 func (st *station) settle(name string) {

@@ -2,26 +2,41 @@
 
 package procman
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+
+	"zhx/procman/notify"
+)
 
 const byMax = 100 // bytes that a record keeps of who stopped a client; the rest is cut
 
 type startMsg struct {
-	by    string       // "" is autostart: a client stopped by hand stays so
-	fresh bool         // in a new process, also if one runs
-	after <-chan error // autostart: not spawned before this answers
+	by    string          // "" is autostart: a client stopped by hand stays so
+	fresh bool            // in a new process, also if one runs
+	begun chan<- struct{} // closed when its status shows it; may be nil
+	after <-chan error    // autostart: not spawned before this answers
+	turn  chan<- error    // autostart: answered when others of the file need not wait for it; may be nil
 	reply chan<- error
 }
 
 func (m startMsg) on(p *program) {
+	if m.begun != nil {
+		defer func() {
+			p.publish()
+			close(m.begun)
+		}()
+	}
 	w := waiter{aim: up, run: p.m.run + 1, reply: m.reply}
 	switch {
 	case p.removed:
-		m.reply <- fmt.Errorf("client %q: %w", p.name, ErrClosed)
-		close(m.reply)
+		m.refuse(fmt.Errorf("client %q: %w", p.name, ErrClosed))
 		return
 	case m.by == "":
 		p.after, w.aim = m.after, tried
+		if m.turn != nil {
+			p.waiters = append(p.waiters, waiter{aim: turn, reply: m.turn})
+		}
 	case p.m.state == Running && !m.fresh:
 		w.run = p.m.run
 	}
@@ -34,11 +49,22 @@ func (m startMsg) on(p *program) {
 		p.rec.StoppedBy = ""
 		p.save()
 	}
+	p.throttle = 0
 	if m.fresh {
 		p.because("restart asked by " + m.by)
 		p.handle(event{kind: evRestart})
 	} else {
+		p.leaving = false
 		p.handle(event{kind: evStart})
+	}
+}
+
+func (m startMsg) refuse(err error) {
+	for _, reply := range []chan<- error{m.reply, m.turn} {
+		if reply != nil {
+			reply <- err
+			close(reply)
+		}
 	}
 }
 
@@ -52,7 +78,8 @@ func (p *program) because(text string) {
 type stopMsg struct {
 	by    string // by hand: recorded; "": because it is gone from the configuration, which is not
 	why   string
-	hurry bool // SIGKILL at once
+	hurry bool            // SIGKILL at once
+	begun chan<- struct{} // closed when it is begun; may be nil
 	reply chan<- error
 }
 
@@ -67,27 +94,175 @@ func (m stopMsg) on(p *program) {
 	}
 	p.because(m.why)
 	p.handle(event{kind: evStop, hurry: m.hurry})
+	if m.begun != nil {
+		close(m.begun)
+	}
+}
+
+func (m stopMsg) refuse(err error) { refuse(m.reply, err) }
+
+func refuse(reply chan<- error, err error) {
+	reply <- err
+	close(reply)
+}
+
+// leavingMsg comes before a stop or restart that waits for dependants: nobody is to start for this client's sake any more.
+type leavingMsg struct{ done chan struct{} } // closed when dependants can see it
+
+func (m leavingMsg) on(p *program) {
+	p.leaving = true
+	p.publish()
+	close(m.done)
+}
+func (m leavingMsg) refuse(error) { close(m.done) }
+
+// leave makes p not ready for those that depend on it.
+func (p *program) leave() {
+	m := leavingMsg{make(chan struct{})}
+	if p.tell(m) {
+		<-m.done
+	}
+}
+
+// yieldMsg stops the run for another client's sake. The client stays wanted, and starts again when its dependencies are ready.
+type yieldMsg struct {
+	why   string
+	reply chan<- error // when nothing of it lives
+}
+
+func (m yieldMsg) on(p *program) {
+	p.waiters = append(p.waiters, waiter{aim: quiet, reply: m.reply})
+	p.because(m.why)
+	p.handle(event{kind: evYield})
+}
+
+func (m yieldMsg) refuse(err error) { refuse(m.reply, err) }
+
+// waitsMsg: nothing but a dependency keeps the client from being spawned, and one of those has changed.
+type waitsMsg struct{}
+
+func (waitsMsg) on(p *program) {
+	if p.m.state == Waiting && !p.blocked {
+		p.blocked = true
+		p.log.Info("waits", "for", waits(p.unmet()), "next", "started when they are ready")
+	}
+}
+func (waitsMsg) refuse(error) {}
+
+// registeredMsg: the run has registered with the broker, or armed its watchdog. The record notes it for a zhxd to come.
+type registeredMsg struct {
+	run   uint64
+	armed bool
+}
+
+func (m registeredMsg) on(p *program) {
+	if m.run != p.m.run || p.life == nil {
+		return
+	}
+	if m.armed {
+		p.rec.Armed = true
+	} else {
+		p.rec.Registered = true
+		p.handle(event{kind: evRegistered, run: m.run})
+	}
+	p.rec.Ready = p.m.ready
+	p.save()
+}
+func (registeredMsg) refuse(error) {}
+
+// saidMsg is what the run said by sd_notify(3).
+type saidMsg struct {
+	run  uint64
+	said notify.Message
+	done chan struct{} // closed when it is handled
+}
+
+func (m saidMsg) on(p *program) {
+	defer close(m.done)
+	if m.run != p.m.run || p.life == nil {
+		return
+	}
+	n := m.said
+	if n.Status != nil {
+		p.notice = *n.Status
+	}
+	if n.MainPID != 0 && n.MainPID != p.life.pid() {
+		if err := p.life.lead(n.MainPID); err != nil {
+			p.log.Warn("MAINPID refused", "run", m.run, "pid", n.MainPID, "err", err, "next", "the leader stays as it is")
+		} else {
+			p.exit = nil
+			p.rec.PID, p.rec.Start = p.life.pid(), p.life.start()
+			p.save()
+			p.events.Running(p.name, m.run, p.life.pid())
+			p.log.Info("new leader", "run", m.run, "pid", p.life.pid())
+		}
+	}
+	if n.ExtendTimeout > 0 {
+		p.handle(event{kind: evExtend, run: m.run, d: min(n.ExtendTimeout, ExtendMax)})
+	}
+	switch {
+	case n.Stopping:
+		p.phase, p.leaving = "stopping", true
+	case n.Reloading:
+		p.phase = "reloading"
+	case n.Ready:
+		p.phase = ""
+		if !p.m.notified {
+			p.handle(event{kind: evReady, run: m.run})
+			p.rec.Ready = p.m.ready
+			p.save()
+		}
+	}
+	if n.Trigger {
+		p.because("it said WATCHDOG=trigger")
+		p.handle(event{kind: evExpired, run: m.run})
+	}
+}
+func (m saidMsg) refuse(error) { close(m.done) }
+
+// hear takes a message from a run's notify socket, on that socket's goroutine, and returns when it is handled.
+func (p *program) hear(run uint64, n notify.Message) {
+	timeout := time.Duration(0) // WATCHDOG_USEC=0 is ignored: a client does not switch its watchdog off
+	if n.WatchdogTimeout != nil {
+		timeout = *n.WatchdogTimeout
+	}
+	if n.Watchdog || timeout > 0 {
+		p.events.Fed(p.name, run, n.Watchdog, timeout)
+	}
+	if n.Ready || n.Stopping || n.Reloading || n.Trigger || n.Status != nil || n.MainPID != 0 || n.ExtendTimeout > 0 {
+		m := saidMsg{run: run, said: n, done: make(chan struct{})}
+		if !p.tell(m) {
+			return
+		}
+		<-m.done
+	}
 }
 
 // specMsg is a new configuration of the client; it revives one that was removed and still stops.
 type specMsg struct {
 	spec   Spec
-	action Action
+	fresh  bool  // in a new process
+	number int64 // of the Apply: an older one can come late, after dependants
 }
 
 func (m specMsg) on(p *program) {
+	if m.number < p.number {
+		return
+	}
 	turnedOn := m.spec.Autostart && !p.m.rules.Autostart
-	p.removed, p.m.rules = false, &m.spec
+	p.removed, p.m.rules, p.number = false, &m.spec, m.number
 	switch {
-	case m.action == ActRestart && p.m.want:
+	case m.fresh && p.m.want:
 		p.because("its configuration changed")
 		p.handle(event{kind: evRestart})
-	case m.action == ActLive && turnedOn && !p.m.want && p.rec.StoppedBy == "":
+	case turnedOn && !p.m.want && p.rec.StoppedBy == "":
 		p.handle(event{kind: evStart})
 	default:
 		p.handle(event{kind: evRules})
 	}
+	p.ring.SetFile(p.m.rules.LogFile)
 }
+func (specMsg) refuse(error) {}
 
 type expireMsg struct {
 	run uint64
@@ -100,3 +275,4 @@ func (m expireMsg) on(p *program) {
 	}
 	p.handle(event{kind: evExpired, run: m.run})
 }
+func (expireMsg) refuse(error) {}

@@ -38,8 +38,16 @@ func prepare(s *Spec, environ []string) (c prepared, err error) {
 	if err := c.become(s, env); err != nil {
 		return c, err
 	}
+	if s.EnvironmentFile != "" {
+		if err := readEnvironment(s.EnvironmentFile, env); err != nil {
+			return c, fmt.Errorf("environment_file: %w", err)
+		}
+	}
 	for k, v := range s.Environment {
 		env[k] = v
+	}
+	if s.FrozenTimeout > 0 { // sd_watchdog_enabled(3); a stage adds WATCHDOG_PID
+		env["WATCHDOG_USEC"] = strconv.FormatInt(s.FrozenTimeout.Microseconds(), 10)
 	}
 	env["ZHX_SOCKET"], env["ZHX_NAME"] = c.socket, s.Name
 	delete(env, "ZHX_RUN")
@@ -53,6 +61,9 @@ func prepare(s *Spec, environ []string) (c prepared, err error) {
 	} else if c.Dir != "" && !st.IsDir() {
 		return c, fmt.Errorf("directory %s: %w", c.Dir, syscall.ENOTDIR)
 	}
+	c.Stage = proc.NewStage(proc.Stage{Umask: s.Umask, Nofile: s.LimitNofile, Core: s.LimitCore, AS: s.LimitAS, Nice: s.Nice,
+		Affinity: s.CPUAffinity, OOMScoreAdj: s.OOMScoreAdj, NoNewPrivs: s.NoNewPrivileges,
+		WatchdogPID: s.Ready == ReadyNotify && s.FrozenTimeout > 0})
 	c.Path, err = find(s.Command[0], c.Dir, env["PATH"])
 	return c, err
 }
@@ -60,10 +71,15 @@ func prepare(s *Spec, environ []string) (c prepared, err error) {
 // become sets uid, gid and credential, and HOME, USER, SHELL where a user is given.
 func (c *prepared) become(s *Spec, env map[string]string) error {
 	c.uid, c.gid = os.Geteuid(), os.Getegid()
-	if s.User == "" && s.Group == "" {
+	if s.User == "" && s.Group == "" && len(s.Groups) == 0 {
 		return nil
 	}
 	var groups []uint32
+	if own, err := os.Getgroups(); s.User == "" && err == nil {
+		for _, id := range own {
+			groups = append(groups, uint32(id))
+		}
+	}
 	if s.User != "" {
 		u, err := user.Lookup(s.User)
 		if _, number := strconv.ParseUint(s.User, 10, 32); err != nil && number == nil {
@@ -85,19 +101,62 @@ func (c *prepared) become(s *Spec, env map[string]string) error {
 		env["HOME"], env["USER"], env["SHELL"] = u.HomeDir, u.Username, shell(u.Uid)
 	}
 	if s.Group != "" {
-		g, err := user.LookupGroup(s.Group)
-		if _, number := strconv.ParseUint(s.Group, 10, 32); err != nil && number == nil {
-			g, err = &user.Group{Gid: s.Group}, nil // a group needs no entry
-		}
+		gid, err := lookUpGroup(s.Group)
 		if err != nil {
-			return fmt.Errorf("group %q: %w", s.Group, err)
+			return err
 		}
-		c.gid, _ = strconv.Atoi(g.Gid)
+		c.gid = int(gid)
 	}
-	if c.uid == os.Geteuid() && c.gid == os.Getegid() && c.uid != 0 {
+	for _, name := range s.Groups {
+		gid, err := lookUpGroup(name)
+		if err != nil {
+			return err
+		}
+		groups = append(groups, gid)
+	}
+	if c.uid == os.Geteuid() && c.gid == os.Getegid() && c.uid != 0 && len(s.Groups) == 0 {
 		return nil // nothing to change, and no right to
 	}
 	c.Cred = &syscall.Credential{Uid: uint32(c.uid), Gid: uint32(c.gid), Groups: groups}
+	return nil
+}
+
+func lookUpGroup(name string) (uint32, error) {
+	g, err := user.LookupGroup(name)
+	if err == nil {
+		name = g.Gid
+	}
+	n, number := strconv.ParseUint(name, 10, 32)
+	if number != nil { // a number needs no entry
+		return 0, fmt.Errorf("group %q: %w", name, err)
+	}
+	return uint32(n), nil
+}
+
+// readEnvironment adds the lines KEY=value of a file to env. Empty lines and those that begin with # or ; say nothing; a value
+// may stand in quotes of one kind, which mean nothing else: there is no expansion.
+func readEnvironment(path string, env map[string]string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for line := range strings.Lines(string(b)) {
+		n++
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' || line[0] == ';' {
+			continue
+		}
+		k, v, ok := strings.Cut(line, "=")
+		if k = strings.TrimSpace(k); !ok || k == "" || strings.ContainsAny(k, " \t\x00") || strings.Contains(v, "\x00") {
+			return fmt.Errorf("%s:%d: not KEY=value", path, n)
+		}
+		v = strings.TrimSpace(v)
+		if len(v) >= 2 && (v[0] == '"' || v[0] == '\'') && v[len(v)-1] == v[0] {
+			v = v[1 : len(v)-1]
+		}
+		env[k] = v
+	}
 	return nil
 }
 

@@ -16,8 +16,12 @@
 //
 // A stop is honoured in every state, a start by hand too, at once in backoff, failed and exited. A client whose processes
 // survive SIGKILL is unkillable until they are gone, killed again and again: it gets no twin, then goes on. A client is failed when something
-// that cannot be proved to be its own may still live (tried again every restart_delay_max, or by a start), or when it
-// could not be spawned and restart = "never".
+// that cannot be proved to be its own may still live (tried again every restart_delay_max, or by a start), when it
+// could not be spawned and restart = "never", or when its start_limit is reached.
+//
+// A run is ready when it is spawned, has registered with the broker or has said READY=1, as the client's ready has it. Who
+// depends on a client waits for that before each spawn (order.go), and is stopped before it; levels of clients that do not
+// depend on each other go in parallel. What a run says by sd_notify(3) comes through a socket of its own (package notify).
 package procman
 
 import (
@@ -25,19 +29,33 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"zhx/procman/logs"
 	"zhx/procman/proc"
 )
 
 const (
-	KillWait  = 5 * time.Second // from SIGKILL to state unkillable, and to each further SIGKILL; for a leftover to state failed
-	StrayWait = 5 * time.Second // from SIGTERM to SIGKILL for a stray copy, then again to state failed
-	partMax   = 8               // lines about processes that match a client only in part; the rest is one line with their number
-	DrainWait = time.Second     // for the last output of an empty tree, if a stranger holds the FIFO; then it is cut off
+	KillWait  = 5 * time.Second  // from SIGKILL to state unkillable, and to each further SIGKILL; for a leftover to state failed
+	StrayWait = 5 * time.Second  // from SIGTERM to SIGKILL for a stray copy, then again to state failed
+	partMax   = 8                // lines about processes that match a client only in part; the rest is one line with their number
+	DrainWait = time.Second      // for the last output of an empty tree, if a stranger holds the FIFO; then it is cut off
+	ExtendMax = time.Hour        // more time than this is not given at a time, whatever EXTEND_TIMEOUT_USEC asks for
+	HookWait  = 30 * time.Second // for on_failure; then it is killed
+
+	deathsMax    = 16                    // ends of runs that are kept of a client; the oldest goes
+	lastLines    = 8                     // lines of output that are kept with each
+	lastWordWait = 50 * time.Millisecond // for the datagrams of a leader that has ended: one may name its successor
+
+	// The board's restarts that nobody asked for: so many at once, then so many a second; further ones wait. A client that is
+	// stable for 10 ms is never held up by it alone.
+	restartBurst = 10
+	restartRate  = 100
 )
 
 var (
@@ -53,16 +71,24 @@ type Events interface {
 	Began(name string, run uint64, t *proc.Tree)  // before the fork: what the run does from its first instruction on is known
 	Running(name string, run uint64, pid int)     // the program executes
 	Ended(name string, run uint64, last LastExit) // the tree is empty, its output drained; also after a spawn that failed
+
+	Armed(name string, run uint64) // an adopted run had armed its watchdog
+	// Fed is a sign of life by sd_notify(3), or a new timeout for them if that is not 0. It is called on the goroutine of the
+	// run's notify socket.
+	Fed(name string, run uint64, alive bool, timeout time.Duration)
 }
 
 // Options are what a Set needs. All are required but Output.
 type Options struct {
 	Dir     string                           // state directory, 0700: a FIFO a run, a record a client
+	Notify  string                           // directory of the runs' notify sockets, to be passed by every user: 0711
 	Environ []string                         // PATH, LANG, TZ, ZHX_SOCKET are passed on to children, all else is not
 	Kernel  *proc.Kernel                     // one a process
 	Log     *slog.Logger                     // attributes: client, run, pid, err, next
 	Events  Events                           //
-	Output  func(client string, line []byte) // each line that a client prints; must not wait nor keep it; nil: only the rings
+	Output  func(client string, line []byte) // each line that a client without a log file prints; must not wait nor keep it; nil: only the rings
+	Settle  func()                           // called by Shutdown after each level: what those said last can still be heard; nil: not
+	Fail    func(point string)               // in tests of a crash: called at before-fork, after-fork, before-record; nil: not
 }
 
 // A Set is all clients. Any goroutine may use it.
@@ -73,13 +99,18 @@ type Set struct {
 	ctx     context.Context        // ends when Shutdown is through
 	cancel  context.CancelFunc
 	loops   sync.WaitGroup
+	ears    sync.WaitGroup // the runs' notify sockets
+	budget  *logs.Budget
+	bucket  *rate.Limiter
 
 	applying sync.Mutex // one Apply or Shutdown at a time; held while programs are told
+	applied  int64      // applying guards it: number of the last Apply
 
 	mu     sync.Mutex // leaf; guards the rest
 	specs  []Spec
 	progs  []*program   // in the order of the file, then removed ones that still stop
-	tried  <-chan error // answers when the last client of the last Apply was spawned or could not be
+	turned <-chan error // answers when the file's order keeps nobody waiting any more
+	tried  <-chan error // answers when every client of each Apply was spawned or could not be
 	closed bool
 }
 
@@ -90,7 +121,7 @@ func New(o Options) *Set {
 }
 
 func newSet(o Options, newHost func(string) host) *Set {
-	s := &Set{o: o, newHost: newHost}
+	s := &Set{o: o, newHost: newHost, budget: logs.NewBudget(logs.BudgetSize), bucket: rate.NewLimiter(restartRate, restartBurst)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -102,48 +133,81 @@ func (s *Set) Apply(specs []Spec) Plan {
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	s.mu.Lock()
-	plan, old, tried, closed := Diff(s.specs, specs), s.progs, s.tried, s.closed
+	plan, old, turned, closed := Diff(s.specs, specs), s.progs, s.turned, s.closed
 	s.mu.Unlock()
 	if closed {
 		return nil
 	}
-	is, was := byName(specs), map[string]*program{}
+	s.applied++
+	// First all programs, so that they find each other; then what each is to do.
+	is, was, added := byName(specs), map[string]*program{}, map[*program]bool{}
 	for _, p := range old {
 		was[p.name] = p
 	}
-	var gone []<-chan error
-	var progs []*program
-	for _, row := range plan {
-		p, spec := was[row.Name], is[row.Name]
-		if row.Action == ActStop {
-			reply := make(chan error, 1)
-			p.tell(stopMsg{why: "removed from the configuration", reply: reply})
-			gone = append(gone, reply)
-			continue
-		}
-		delete(was, row.Name)
-		if p == nil || row.Action != ActKeep && !p.tell(specMsg{spec, row.Action}) {
+	var progs, ending []*program
+	for _, spec := range specs {
+		p := was[spec.Name]
+		if p == nil || p.over() {
 			p = s.add(spec)
+			added[p] = true
 		}
 		progs = append(progs, p)
-		if row.Action == ActStart && spec.Autostart {
-			if gone != nil {
-				tried, gone = all(append(gone, tried)), nil
-			}
-			reply := make(chan error, 1)
-			p.tell(startMsg{after: tried, reply: reply})
-			tried = all([]<-chan error{tried, reply}) // a client stopped by hand answers at once: not for those before it
-		}
 	}
 	for _, p := range old {
-		if was[p.name] != nil && !p.over() {
-			progs = append(progs, p)
+		if _, stays := is[p.name]; !stays && !p.over() {
+			ending = append(ending, p)
 		}
 	}
 	s.mu.Lock()
-	s.specs, s.progs, s.tried = slices.Clone(specs), progs, tried
+	s.specs, s.progs = slices.Clone(specs), append(slices.Clip(progs), ending...)
+	s.mu.Unlock()
+
+	after := []<-chan error{turned}
+	for _, row := range plan {
+		if row.Action == ActStop {
+			reply := make(chan error, 1)
+			if m := (stopMsg{why: "removed from the configuration", reply: reply}); !was[row.Name].tell(m) {
+				m.refuse(nil)
+			}
+			after = append(after, reply)
+		}
+	}
+	turned = all(after)
+	tried := []<-chan error{}
+	for i, row := range plan[len(plan)-len(specs):] { // Diff has them in this order
+		p, spec := progs[i], specs[i]
+		if !added[p] && row.Action != ActKeep && !s.change(p, specMsg{spec: spec, fresh: row.Action == ActRestart, number: s.applied}) {
+			p = s.add(spec) // it was ending, and has
+			s.mu.Lock()
+			s.progs[i] = p
+			s.mu.Unlock()
+		}
+		if row.Action == ActStart && spec.Autostart {
+			turn, reply := make(chan error, 1), make(chan error, 1)
+			if m := (startMsg{after: turned, turn: turn, reply: reply}); !p.tell(m) {
+				m.refuse(nil)
+			}
+			turned = all([]<-chan error{turned, turn}) // a client stopped by hand answers at once: not for those before it
+			tried = append(tried, reply)
+		}
+	}
+	for i, row := range plan[len(plan)-len(specs):] {
+		if row.Action == ActStart && specs[i].Autostart {
+			s.raise(row.Name)
+		}
+	}
+	s.mu.Lock()
+	s.turned, s.tried = turned, all(append(tried, s.tried))
 	s.mu.Unlock()
 	return plan
+}
+
+// change tells a program of its new spec; one that is to be replaced goes down after its dependants.
+func (s *Set) change(p *program, m specMsg) bool {
+	if m.fresh {
+		return s.lower(p, m)
+	}
+	return p.tell(m)
 }
 
 // all answers when each of replies has; a nil one counts as answered.
@@ -161,7 +225,7 @@ func all(replies []<-chan error) <-chan error {
 }
 
 func (s *Set) add(spec Spec) *program {
-	p := newProgram(spec, s.newHost(spec.Name), s.o)
+	p := newProgram(spec, s.newHost(spec.Name), s)
 	s.loops.Go(func() { p.loop(s.ctx) })
 	return p
 }
@@ -182,31 +246,35 @@ func (s *Set) Wait(ctx context.Context) error {
 	}
 }
 
-// Start spawns the client unless it runs, at once also in backoff, and ends its being stopped by hand. It returns when the
-// client runs; with an error when it could not be spawned (then it is tried again as configured), when somebody asked for
+// Start spawns the client unless it runs, at once also in backoff, and ends its being stopped by hand. What it depends on
+// is started before, unless it was stopped by hand. It returns when the
+// client is ready; with an error when it could not be spawned (then it is tried again as configured), when somebody asked for
 // the contrary meanwhile (ErrSuperseded), or with ctx's, which takes nothing back. by is for the log: who asks.
 func (s *Set) Start(ctx context.Context, name, by string) error {
-	return s.ask(ctx, name, func(reply chan<- error) message { return startMsg{by: by, reply: reply} })
+	s.raise(name)
+	return s.ask(ctx, name, (*program).tell, func(reply chan<- error) message { return startMsg{by: by, reply: reply} })
 }
 
-// Stop ends the client's whole tree; it stays stopped, over a restart of zhxd too, until somebody starts it. It returns when
+// Stop ends the client's whole tree, after those who depend on it, which wait then; it stays stopped, over a restart of zhxd too, until somebody starts it. It returns when
 // the tree is empty, with ErrUnkillable when that cannot be brought about.
 func (s *Set) Stop(ctx context.Context, name, by string) error {
-	return s.ask(ctx, name, func(reply chan<- error) message { return stopMsg{by: by, reply: reply} })
+	return s.ask(ctx, name, s.lower, func(reply chan<- error) message { return stopMsg{by: by, reply: reply} })
 }
 
-// Restart stops the client if it runs, and starts it. It returns when the new run is spawned, else as Start does.
+// Restart stops the client if it runs, and starts it, around those who depend on it. It returns when the new run is ready,
+// else as Start does.
 func (s *Set) Restart(ctx context.Context, name, by string) error {
-	return s.ask(ctx, name, func(reply chan<- error) message { return startMsg{by: by, fresh: true, reply: reply} })
+	s.raise(name)
+	return s.ask(ctx, name, s.lower, func(reply chan<- error) message { return startMsg{by: by, fresh: true, reply: reply} })
 }
 
-func (s *Set) ask(ctx context.Context, name string, m func(chan<- error) message) error {
+func (s *Set) ask(ctx context.Context, name string, tell func(*program, message) bool, m func(chan<- error) message) error {
 	p, err := s.find(name)
 	if err != nil {
 		return err
 	}
 	reply := make(chan error, 1)
-	if !p.tell(m(reply)) {
+	if !tell(p, m(reply)) {
 		return fmt.Errorf("client %q: %w", name, ErrClosed)
 	}
 	select {
@@ -237,15 +305,31 @@ func (s *Set) Expire(name string, run uint64, why string) {
 	}
 }
 
+// Registered tells that the run has registered with the broker, Armed that its watchdog is armed. A run that is over is
+// left alone. They wait for the client's loop.
+func (s *Set) Registered(name string, run uint64) { s.note(name, registeredMsg{run: run}) }
+func (s *Set) Armed(name string, run uint64)      { s.note(name, registeredMsg{run: run, armed: true}) }
+
+func (s *Set) note(name string, m message) {
+	if p, err := s.find(name); err == nil {
+		p.tell(m)
+	}
+}
+
 // Status is a snapshot of every client in the order of the file, then of removed ones that still stop.
 func (s *Set) Status() []Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []Status
 	for _, p := range s.progs {
-		if !p.over() {
-			all = append(all, *p.status.Load())
+		if p.over() {
+			continue
 		}
+		st := *p.status.Load()
+		if st.State == Waiting {
+			st.WaitsFor = s.waitsFor(p.name)
+		}
+		all = append(all, st)
 	}
 	return all
 }
@@ -258,31 +342,89 @@ func (s *Set) Ring(name string) *logs.Ring {
 	return nil
 }
 
-// Shutdown stops all clients, one after the other in reverse order, and ends the Set. When ctx ends, what is left is killed
-// without further ado. The error names clients that survive that.
+// Shutdown stops all clients, those that others depend on after those others, all of a level at once (without any
+// depends_on, one after the other in reverse order of the file), and ends the Set.
+// When ctx ends, what is left is killed without further ado. The error names clients that survive that.
 func (s *Set) Shutdown(ctx context.Context) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	s.mu.Lock()
 	s.closed = true
-	progs := s.progs
+	progs, depth := s.progs, stopLevels(s.specs)
 	s.mu.Unlock()
-	var errs []error
+	byLevel := map[int][]*program{}
 	for _, p := range slices.Backward(progs) {
-		reply := make(chan error, 1)
-		if !p.tell(stopMsg{why: "zhxd is shutting down", hurry: ctx.Err() != nil, reply: reply}) {
+		byLevel[depth[p.name]] = append(byLevel[depth[p.name]], p)
+	}
+	var errs []error
+	for _, d := range slices.Backward(slices.Sorted(maps.Keys(byLevel))) {
+		errs = append(errs, s.stopAll(ctx, byLevel[d])...)
+		if s.o.Settle != nil {
+			s.o.Settle()
+		}
+	}
+	s.end()
+	return errors.Join(errs...)
+}
+
+// end waits for all goroutines; for what a client may hold up (package notify), not for ever.
+func (s *Set) end() {
+	s.cancel()
+	s.loops.Wait()
+	deaf := make(chan struct{})
+	go func() {
+		s.ears.Wait()
+		close(deaf)
+	}()
+	select {
+	case <-deaf:
+	case <-time.After(DrainWait):
+	}
+}
+
+// stopAll stops programs of one level.
+func (s *Set) stopAll(ctx context.Context, progs []*program) (errs []error) {
+	const why = "zhxd is shutting down"
+	replies := map[*program]chan error{}
+	for _, p := range progs {
+		reply, begun := make(chan error, 1), make(chan struct{})
+		if p.tell(stopMsg{why: why, hurry: ctx.Err() != nil, begun: begun, reply: reply}) {
+			<-begun // in this order
+			replies[p] = reply
+		}
+	}
+	for _, p := range progs {
+		reply := replies[p]
+		if reply == nil {
 			continue
 		}
 		select {
 		case err := <-reply:
 			errs = append(errs, err)
 		case <-ctx.Done():
+			p.log.Warn("blocks the end", "state", p.status.Load().State, "next", "its whole tree is killed")
 			hurried := make(chan error, 1)
-			p.tell(stopMsg{why: "zhxd is shutting down", hurry: true, reply: hurried})
+			p.tell(stopMsg{why: why, hurry: true, reply: hurried})
 			errs = append(errs, <-reply)
 		}
 	}
-	s.cancel()
-	s.loops.Wait()
+	return errs
+}
+
+// Leave ends the Set and lets the clients run on, for the next zhxd to adopt; those with a terminal of this one are stopped.
+func (s *Set) Leave(ctx context.Context) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	s.mu.Lock()
+	s.closed = true
+	var bound []*program
+	for i, p := range s.progs {
+		if i >= len(s.specs) || s.specs[i].TTY {
+			bound = append(bound, p)
+		}
+	}
+	s.mu.Unlock()
+	errs := s.stopAll(ctx, bound)
+	s.end()
 	return errors.Join(errs...)
 }

@@ -9,39 +9,57 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"zhx/procman/logs"
+	"zhx/procman/notify"
 	"zhx/procman/proc"
 )
 
 // A host is the system as a program sees it; life.go has the real one.
 type host interface {
-	load() (record, error)                                         // what the last zhxd wrote of this client
-	save(r record) error                                           // stopped-by-hand and the present run
-	clear(ctx context.Context, s *Spec, r record) error            // ends leftovers and strays; an error: something unverified may live
-	spawn(s *Spec, r *record, ring *logs.Ring) (l life, err error) // run r.Run; fills in the rest of r
+	load() (record, error)                                             // what the last zhxd wrote of this client
+	save(r record) error                                               // stopped-by-hand and the present run
+	clear(ctx context.Context, s *Spec, r record) error                // ends leftovers and strays; an error: something unverified may live
+	adopt(s *Spec, r *record, in inlet) (l life, a adopted, err error) // the run of r, if it lives and proves to be it; else nil
+	spawn(s *Spec, r *record, in inlet) (l life, err error)            // run r.Run; fills in the rest of r
+	giveUp(ctx context.Context, s *Spec, ring *logs.Ring)              // executes on_failure, and returns when it has ended
+}
+
+// An inlet takes what a run says: what it prints, and by sd_notify(3).
+type inlet struct {
+	ring  *logs.Ring
+	said  func(run uint64, m notify.Message) // returns when it is handled; any goroutine but the program's
+	serve func(listen func())                // on a goroutine that the end of the Set waits for
 }
 
 // A life is a run's processes. Its methods are called by the program only.
 type life interface {
 	pid() int
+	start() uint64            // its start time
 	Exited() <-chan proc.Exit // the leader
 	Frozen() <-chan bool      // the leader stopped or continued
 	Signal(sig syscall.Signal) error
 	Kill() error
 	Empty() bool // nothing but the leader's zombie
 	WaitEmpty(ctx context.Context) error
-	look() kind      // evFrozen, evThawed or evStuck, now
-	members() string // for people
-	finish()         // after it is empty: drains the output
-	forget()         // then: reaps, and removes what need not be gone before the successor lives
+	lead(pid int) error // another process of the tree is the leader now
+	unheard() bool      // it has said something by sd_notify(3) that is not handled
+	leave()             // zhxd ends, the run goes on
+	look() kind         // evFrozen, evThawed or evStuck, now
+	members() string    // for people
+	finish()            // after it is empty: drains the output
+	forget()            // then: reaps, and removes what need not be gone before the successor lives
 }
 
 // A message is what others ask of a program; it is carried out on the program's goroutine.
-type message interface{ on(p *program) }
+type message interface {
+	on(p *program)
+	refuse(err error) // instead: the program has ended
+}
 
 type program struct {
 	// Immutable:
@@ -49,7 +67,9 @@ type program struct {
 	log    *slog.Logger // has the attribute client
 	host   host
 	events Events
+	set    *Set
 	ring   *logs.Ring
+	raised readiness     // what dependants wait for
 	mail   chan message  // anybody -> loop; unbuffered: what was sent is carried out
 	done   chan struct{} // closed when the loop has ended
 	epoch  time.Time
@@ -57,21 +77,30 @@ type program struct {
 	status atomic.Pointer[Status] // loop -> anybody
 
 	// Owned by loop:
-	m       machine
-	rec     record
-	recErr  error // the record cannot be used nor replaced: nothing is spawned
-	removed bool  // the configuration has it no more: ends when nothing lives
-	life    life  // nil when nothing lives
-	exit    *proc.Exit
-	since   time.Time
-	last    *LastExit
-	text    string // why the run is being ended, or why it cannot be spawned
-	timer   *time.Timer
-	empty   chan struct{} // a waiter of the tree -> loop
-	clear   chan error    // the clearing goroutine -> loop
-	cancel  context.CancelFunc
-	after   <-chan error // the first spawn waits for this: the order of the file; nil: for nothing
-	waiters []waiter
+	ctx      context.Context // the loop's
+	m        machine
+	rec      record
+	recErr   error // the record cannot be used nor replaced: nothing is spawned
+	removed  bool  // the configuration has it no more: ends when nothing lives
+	life     life  // nil when nothing lives
+	exit     *proc.Exit
+	since    time.Time
+	last     *LastExit
+	deaths   []LastExit // never written to: replaced
+	adopted  bool
+	number   int64  // of the Apply that rules came with
+	leaving  bool   // going down, after its dependants
+	notice   string // STATUS=
+	phase    string // RELOADING=, STOPPING=
+	text     string // why the run is being ended, or why it cannot be spawned
+	timer    *time.Timer
+	empty    chan struct{} // a waiter of the tree -> loop
+	clear    chan error    // the clearing goroutine -> loop
+	cancel   context.CancelFunc
+	after    <-chan error  // the first spawn waits for this: the order of the file; nil: for nothing
+	blocked  bool          // by nothing but its dependencies
+	throttle time.Duration // how long the restart under way has to wait for its turn on the board; 0 is not
+	waiters  []waiter
 }
 
 // A waiter is a request that is answered when its aim is reached or out of reach.
@@ -84,22 +113,62 @@ type waiter struct {
 type aim string
 
 const (
-	up    aim = "up"    // the run is spawned
-	down  aim = "down"  // nothing lives
+	up    aim = "up"    // the run is ready
+	down  aim = "down"  // nothing lives, nor is to
+	quiet aim = "quiet" // nothing lives for now
 	tried aim = "tried" // it is no longer on its way to the first spawn
+	turn  aim = "turn"  // nor keeps others of the file from theirs
 )
 
-func newProgram(spec Spec, h host, o Options) *program {
+func newProgram(spec Spec, h host, s *Set) *program {
+	o := s.o
 	p := &program{
-		name: spec.Name, log: o.Log.With("client", spec.Name), host: h, events: o.Events, ring: logs.NewRing(),
+		name: spec.Name, log: o.Log.With("client", spec.Name), host: h, events: o.Events, set: s, ring: s.budget.Ring(),
+		raised: readiness{changed: make(chan struct{})}, ctx: s.ctx,
 		mail: make(chan message), done: make(chan struct{}), timer: time.NewTimer(0), cancel: func() {},
 		m:     machine{rules: &spec, state: Stopped},
 		epoch: time.Now().Add(-1), // so that no moment is 0, which means none
 	}
 	p.timer.Stop()
+	p.ring.OnFile(func(path string, err error) {
+		if err != nil {
+			p.log.Error("log file failed", "file", path, "err", err, "next", "its lines are dropped and counted; tried again")
+		} else {
+			p.log.Info("log file works again", "file", path)
+		}
+	})
+	p.ring.SetFile(spec.LogFile)
 	p.load()
+	p.adopt()
 	p.publish()
 	return p
+}
+
+func (p *program) inlet() inlet { return inlet{ring: p.ring, said: p.hear, serve: p.set.ears.Go} }
+
+// adopt takes over what an earlier zhxd left running. It runs before the loop does.
+func (p *program) adopt() {
+	if p.recErr != nil || p.rec.Mark == "" || p.rec.StoppedBy != "" {
+		return
+	}
+	l, a, err := p.host.adopt(p.m.rules, &p.rec, p.inlet())
+	if err != nil {
+		p.log.Error("not adopted", "run", p.rec.Run, "err", err, "next", "neither killed nor doubled unless it can be verified")
+	}
+	if l == nil {
+		return
+	}
+	p.life, p.since, p.adopted = l, time.Now().Add(-a.uptime), true
+	p.log.Info("adopted", "run", p.rec.Run, "pid", l.pid(), "uptime", a.uptime.Round(time.Millisecond))
+	p.events.Running(p.name, p.rec.Run, l.pid())
+	p.handle(event{kind: evAdopted, run: p.rec.Run, ok: a.ready, owes: a.registered, d: a.uptime})
+	if a.armed {
+		p.events.Armed(p.name, p.rec.Run)
+	}
+	if !a.sameSpec {
+		p.because("its configuration changed")
+		p.handle(event{kind: evRestart})
+	}
 }
 
 func (p *program) load() {
@@ -144,6 +213,12 @@ func (p *program) loop(ctx context.Context) {
 			w.reply <- fmt.Errorf("client %q: %w", p.name, ErrClosed)
 			close(w.reply)
 		}
+		if p.life != nil {
+			p.life.leave()
+		}
+		if p.removed {
+			p.ring.Close()
+		}
 	}()
 	for !p.removed || p.life != nil || p.m.state != Stopped {
 		var exited <-chan proc.Exit
@@ -160,8 +235,7 @@ func (p *program) loop(ctx context.Context) {
 		case m := <-p.mail:
 			m.on(p)
 		case x := <-exited:
-			p.exit = &x
-			p.leaderGone(ctx)
+			p.leaderGone(ctx, x)
 		case <-p.empty:
 			p.ended()
 		case stopped := <-frozen:
@@ -183,19 +257,30 @@ func (p *program) loop(ctx context.Context) {
 // handle steps the machine with e and whatever follows from doing what it says.
 func (p *program) handle(e event) {
 	for e.kind != "" {
-		e.now, e.roll = p.now(), rand.Float64()
+		e.now, e.roll, e.unmet = p.now(), rand.Float64(), len(p.unmet()) > 0
 		was := p.m
 		var a action
 		p.m, a = step(p.m, e)
-		if p.m.state == Unkillable && was.state != Unkillable {
-			p.text = p.life.members()
-		}
+		p.explain(was)
 		p.report(was, e)
-		e = event{kind: p.do(a)}
+		e = event{kind: p.do(a), d: p.throttle}
 	}
 	p.timer.Stop()
 	if p.m.deadline != 0 {
 		p.timer.Reset(p.m.deadline - p.now())
+	}
+}
+
+// explain finds the words for what the machine decided by itself.
+func (p *program) explain(was machine) {
+	switch {
+	case p.m.state == Unkillable && was.state != Unkillable:
+		p.text = p.life.members()
+	case p.m.state != Stopping || was.state != Running:
+	case p.m.cause == ByTimeout:
+		p.text = fmt.Sprintf("not ready within %v", p.m.rules.StartTimeout)
+	case p.m.cause == ByWatchdog && was.backBy != 0 && p.m.backBy <= p.now():
+		p.text = fmt.Sprintf("it did not come back within %v after zhxd was replaced", p.m.rules.FrozenTimeout)
 	}
 }
 
@@ -220,6 +305,11 @@ func (p *program) do(a action) kind {
 			p.text = fmt.Sprintf("in state T for %v", p.m.rules.FrozenTimeout)
 		}
 		return k
+	case doGiveUp:
+		p.text = fmt.Sprintf("restarted %d times within %v", p.m.rules.StartLimit.Burst, p.m.rules.StartLimit.Interval)
+		if spec := p.m.rules; len(spec.OnFailure) > 0 {
+			p.set.loops.Go(func() { p.host.giveUp(p.ctx, spec, p.ring) })
+		}
 	}
 	return ""
 }
@@ -230,7 +320,8 @@ func (p *program) complain(text string, err error) {
 	}
 }
 
-// startClearing makes room for the first spawn, beside the loop: strays take their time, and the file has an order.
+// startClearing makes room for a spawn, beside the loop: strays take their time, the file has an order, and dependencies
+// get ready when they do.
 func (p *program) startClearing() {
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
@@ -238,9 +329,10 @@ func (p *program) startClearing() {
 	if p.recErr != nil {
 		p.load() // somebody may have removed it
 	}
-	out, after, spec, rec, err := p.clear, p.after, p.m.rules, p.rec, p.recErr
+	out, after, spec, rec, err, cleared := p.clear, p.after, p.m.rules, p.rec, p.recErr, p.m.cleared
+	p.after, p.blocked = nil, false
 	go func() {
-		if err == nil {
+		if err == nil && !cleared {
 			err = p.host.clear(ctx, spec, rec)
 		}
 		if after != nil {
@@ -248,6 +340,9 @@ func (p *program) startClearing() {
 			case <-after:
 			case <-ctx.Done():
 			}
+		}
+		if err == nil {
+			p.await(ctx, spec.DependsOn)
 		}
 		out <- errors.Join(err, ctx.Err())
 	}()
@@ -268,24 +363,43 @@ func (p *program) cleared(err error) {
 }
 
 func (p *program) spawn() kind {
-	p.text, p.exit = "", nil
-	p.rec.Run = p.m.run
-	l, err := p.host.spawn(p.m.rules, &p.rec, p.ring)
+	if p.m.auto && !p.m.admitted {
+		if p.throttle = p.set.turn(); p.throttle > 0 {
+			return evThrottled
+		}
+	}
+	p.throttle = 0
+	p.text, p.exit, p.adopted, p.leaving, p.notice, p.phase = "", nil, false, false, "", ""
+	p.rec.Run, p.since = p.m.run, time.Now()
+	l, err := p.host.spawn(p.m.rules, &p.rec, p.inlet())
 	if err != nil {
 		var errno syscall.Errno
 		errors.As(err, &errno)
-		p.text = err.Error()
+		p.text, p.since = err.Error(), time.Time{}
 		p.last = &LastExit{Run: p.m.run, Reason: BySpawn, Code: int(errno), At: time.Now(), Text: p.text}
 		p.events.Ended(p.name, p.m.run, *p.last)
 		return evSpawnFailed
 	}
-	p.life, p.since = l, time.Now()
+	p.life = l
 	p.events.Running(p.name, p.m.run, l.pid())
 	return evSpawned
 }
 
-// leaderGone goes on at once when the leader was all of its tree, else it waits for the rest.
-func (p *program) leaderGone(ctx context.Context) {
+// leaderGone goes on at once when the leader was all of its tree, else it waits for the rest. A last word may still be
+// unread, and may say that another process leads now.
+func (p *program) leaderGone(ctx context.Context, x proc.Exit) {
+	led := p.life.Exited()
+	for late := time.Now().Add(lastWordWait); p.life.unheard() && time.Now().Before(late); {
+		select {
+		case m := <-p.mail:
+			m.on(p)
+		case <-time.After(time.Millisecond): // it was not for us
+		}
+	}
+	if p.life.Exited() != led {
+		return
+	}
+	p.exit = &x
 	if p.life.Empty() {
 		p.ended()
 		return
@@ -309,10 +423,27 @@ func (p *program) ended() {
 		m.lived = p.now() - m.began
 	}
 	last := lastExit(m, *p.exit, l.pid(), p.text)
+	for _, line := range p.ring.Tail(lastLines) {
+		if line.At.After(p.since) {
+			last.Lines = append(last.Lines, line.Text)
+		}
+	}
+	last.Success = last.Reason == ByExit && p.success(last.Code)
+	ok := last.Success
 	p.last, p.life, p.since = &last, nil, time.Time{}
 	p.events.Ended(p.name, m.run, last)
-	p.handle(event{kind: evEnded, ok: last.Reason == ByExit && last.Code == 0})
+	p.handle(event{kind: evEnded, ok: ok, unknown: last.Reason == ByUnknown})
 	l.forget()
+	if failed := !ok && last.Reason != ByStop && last.Reason != ByDependency; failed && p.m.want && len(p.m.rules.RestartWith) > 0 {
+		go p.set.together(p.name, p.m.rules.RestartWith)
+	}
+}
+
+func (p *program) success(code int) bool {
+	if codes := p.m.rules.SuccessCodes; len(codes) > 0 {
+		return slices.Contains(codes, code)
+	}
+	return code == 0
 }
 
 // answer replies to those whose aim is reached, or cannot be.
@@ -333,23 +464,36 @@ func (p *program) reached(w waiter) (bool, error) {
 	switch s := p.m.state; {
 	case w.aim == tried:
 		return s != Waiting && s != Starting, nil
+	case w.aim == turn:
+		return s != Waiting && s != Starting || p.blocked, nil
+	case w.aim == quiet && p.life == nil:
+		return true, nil
 	case s == Unkillable:
 		return true, fmt.Errorf("client %q: %w: %s", p.name, ErrUnkillable, p.text)
+	case w.aim == quiet:
+		return false, nil
 	case p.m.want != (w.aim == up):
 		return true, fmt.Errorf("client %q: %w", p.name, ErrSuperseded)
 	case w.aim == down:
 		return s == Stopped, nil
-	case s == Running && p.m.run >= w.run:
+	case p.m.run >= w.run && (p.m.ready || s == Running && p.m.rules.Oneshot || s == Exited):
 		return true, nil
-	case s == Backoff || s == Failed:
+	case s == Backoff && p.throttle == 0 || s == Failed:
 		return true, fmt.Errorf("client %q: %s; %s", p.name, p.text, p.outlook())
+	case s == Waiting:
+		for _, d := range p.unmet() {
+			if st := d.status.Load(); st.State == Stopped || st.State == Failed || st.State == Exited {
+				return true, fmt.Errorf("client %q: it depends on %q, which is %s", p.name, d.name, st.State)
+			}
+		}
 	}
 	return false, nil
 }
 
 func (p *program) publish() {
 	s := &Status{Name: p.name, State: p.m.state, Wanted: p.m.want, Run: p.m.run, Restarts: p.m.restarts,
-		Since: p.since, LastExit: p.last, StoppedBy: p.rec.StoppedBy}
+		Since: p.since, LastExit: p.last, Deaths: p.deaths, StoppedBy: p.rec.StoppedBy,
+		Ready: p.m.ready && !p.leaving || p.m.done, Adopted: p.adopted, TTY: p.m.rules.TTY, Outlook: p.doing(), Notice: p.notice, Phase: p.phase}
 	if p.life != nil {
 		s.PID = p.life.pid()
 	}
@@ -362,4 +506,5 @@ func (p *program) publish() {
 		s.Text = p.text
 	}
 	p.status.Store(s)
+	p.raised.set(s.Ready, s.State)
 }

@@ -51,6 +51,17 @@ func (w *world) notes() string {
 	return s
 }
 
+// signals is notes without all else.
+func (w *world) signals() string {
+	var s []string
+	for _, n := range strings.Split(w.notes(), ", ") {
+		if strings.HasPrefix(n, "signal") {
+			s = append(s, n)
+		}
+	}
+	return strings.Join(s, ", ")
+}
+
 func (w *world) Write(b []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -59,6 +70,9 @@ func (w *world) Write(b []byte) (int, error) {
 
 func (w *world) Began(string, uint64, *proc.Tree)       {}
 func (w *world) Running(name string, run uint64, _ int) {}
+func (w *world) Armed(string, uint64)                   {}
+
+func (w *world) Fed(string, uint64, bool, time.Duration) {}
 func (w *world) Ended(name string, run uint64, l LastExit) {
 	w.note("ended %s %d %s", name, run, l.Reason)
 }
@@ -108,7 +122,11 @@ func (h *fakeHost) clear(ctx context.Context, _ *Spec, _ record) error {
 	return nil
 }
 
-func (h *fakeHost) spawn(_ *Spec, r *record, _ *logs.Ring) (life, error) {
+func (h *fakeHost) adopt(*Spec, *record, inlet) (life, adopted, error) { return nil, adopted{}, nil }
+
+func (h *fakeHost) giveUp(context.Context, *Spec, *logs.Ring) { h.w.note("on_failure %s", h.name) }
+
+func (h *fakeHost) spawn(_ *Spec, r *record, _ inlet) (life, error) {
 	h.w.mu.Lock()
 	err := h.w.spawnNo[h.name]
 	h.w.mu.Unlock()
@@ -194,6 +212,10 @@ func (l *fakeLife) WaitEmpty(ctx context.Context) error {
 }
 
 func (l *fakeLife) pid() int                 { return 1000 + int(l.run) }
+func (l *fakeLife) start() uint64            { return 1 }
+func (l *fakeLife) lead(int) error           { return nil }
+func (l *fakeLife) unheard() bool            { return false }
+func (l *fakeLife) leave()                   {}
 func (l *fakeLife) Exited() <-chan proc.Exit { return l.exit }
 func (l *fakeLife) Frozen() <-chan bool      { return l.ice }
 func (l *fakeLife) members() string          { return "4711 tough (state D)" }
@@ -215,7 +237,7 @@ func (w *world) arrange(change func()) {
 
 func spec(name string, change ...func(*Spec)) Spec {
 	s := *testRules()
-	s.Name, s.StopSignal, s.Autostart = name, syscall.SIGTERM, true
+	s.Name, s.StopSignal, s.Autostart, s.Umask = name, syscall.SIGTERM, true, 0o022
 	for _, c := range change {
 		c(&s)
 	}

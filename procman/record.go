@@ -6,23 +6,33 @@ package procman
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"zhx/procman/logs"
 	"zhx/procman/proc"
 )
 
 const (
 	recordVersion = 1
 	recordSize    = 2 << 10 // bytes of the file; a longer record is an error
+
+	// A process between fork and exec, or in its stage, holds the FIFO but does not prove to be of the run yet. It is looked for
+	// again each settleLook, for settleWait; then what holds the FIFO is nobody that is known.
+	settleWait = time.Second
+	settleLook = 50 * time.Millisecond
 )
 
 // A record is one client's file NAME.json. The last run stays in it after its end; whether it lives is asked of the kernel.
@@ -32,11 +42,44 @@ type record struct {
 	Run       uint64 `json:"run"`            // number of the last run; the next one has one more
 	Mark      string `json:"mark,omitempty"` // ZHX_RUN of that run; "" when it is known to be over
 	Boot      string `json:"boot,omitempty"` // boot id: of another boot nothing lives
-	PID       int    `json:"pid,omitempty"`  // 0: zhxd died between intent and fork, or before it could write it
+	PID       int    `json:"pid,omitempty"`  // the leader's. 0: zhxd died between intent and fork, or before it could write it
 	Start     uint64 `json:"start,omitempty"`
 	UID       int    `json:"uid"`
 	Cgroup    string `json:"cgroup,omitempty"`     // the run's cgroup2
 	StoppedBy string `json:"stopped_by,omitempty"` // stopped by hand: not started by autostart
+
+	// What the next zhxd has to know to go on with the run.
+	Sum        string `json:"sum,omitempty"`        // restartSum of the spec that it was spawned with
+	TTY        bool   `json:"tty,omitempty"`        // it has a pseudo-terminal, which ends with its zhxd
+	Began      int64  `json:"began,omitempty"`      // bootTime of its spawn
+	Registered bool   `json:"registered,omitempty"` // with the broker
+	Armed      bool   `json:"armed,omitempty"`      // its watchdog
+	Ready      bool   `json:"ready,omitempty"`      // as its client's ready has it
+}
+
+// bootTime is CLOCK_BOOTTIME in nanoseconds: the one clock that goes on over the end of zhxd, and through a suspend.
+func bootTime() int64 {
+	var now unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
+	return now.Nano()
+}
+
+// restartSum tells specs apart whose processes are not alike: it differs if a key of class restart does. Keys that are zero do
+// not count, so that a key that a newer zhxd knows and nobody uses changes nothing.
+func restartSum(s Spec) string {
+	keys := map[string]any{}
+	for field, value := range reflect.ValueOf(s).Fields() {
+		list := value.Kind() == reflect.Map || value.Kind() == reflect.Slice
+		if field.Tag.Get("class") == "restart" && !value.IsZero() && (!list || value.Len() > 0) {
+			keys[field.Tag.Get("key")] = value.Interface()
+		}
+	}
+	b, err := json.Marshal(keys) // in the order of the keys
+	if err != nil {
+		panic(err) // a key of a type that has no JSON
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
 }
 
 func (h *system) path() string { return filepath.Join(h.o.Dir, h.name+".json") }
@@ -103,36 +146,56 @@ func (o Options) files(prefix, suffix string) (paths []string) {
 
 // endLeftover makes sure that nothing of an earlier zhxd's run lives: what proves to be of it is killed. An error: something may.
 func (h *system) endLeftover(ctx context.Context, r record) error {
-	if r.Mark != "" && r.Boot == h.boot {
-		ctx, cancel := context.WithTimeout(ctx, KillWait)
-		defer cancel()
-		killed, left, err := h.o.Kernel.KillRemains(ctx, proc.Remains{
-			Mark: r.Mark, Leader: proc.ID{PID: r.PID, Start: r.Start}, UID: r.UID, Cgroup: r.Cgroup})
-		for _, id := range killed {
-			h.o.Log.Warn("left over from a dead zhxd", "client", h.name, "run", r.Run, "pid", id.PID, "next", "it was killed")
+	for late := time.Now().Add(settleWait); ; {
+		here := r.Mark != "" && r.Boot == h.boot
+		if here {
+			if err := h.killRemains(ctx, r); err != nil {
+				return err
+			}
 		}
-		for _, s := range left {
-			err = errors.Join(err, fmt.Errorf("run %d of a dead zhxd: pid %d: %s", r.Run, s.PID, s.Reason))
-		}
-		if err != nil {
+		held, err := h.removeOutputs()
+		if err != nil || held == "" {
 			return err
 		}
+		if !here || time.Now().After(late) || ctx.Err() != nil {
+			return fmt.Errorf("a process that does not prove to be of a dead zhxd's run holds %s", held)
+		}
+		<-time.After(settleLook)
 	}
+}
+
+func (h *system) killRemains(ctx context.Context, r record) error {
+	ctx, cancel := context.WithTimeout(ctx, KillWait)
+	defer cancel()
+	killed, left, err := h.o.Kernel.KillRemains(ctx, proc.Remains{
+		Mark: r.Mark, Leader: proc.ID{PID: r.PID, Start: r.Start}, UID: r.UID, Cgroup: r.Cgroup})
+	for _, id := range killed {
+		h.o.Log.Warn("left over from a dead zhxd", "client", h.name, "run", r.Run, "pid", id.PID, "next", "it was killed")
+	}
+	for _, s := range left {
+		err = errors.Join(err, fmt.Errorf("run %d of a dead zhxd: pid %d: %s", r.Run, s.PID, s.Reason))
+	}
+	return err
+}
+
+// removeOutputs removes the FIFOs of the client's runs, and answers one that somebody holds.
+func (h *system) removeOutputs() (held string, err error) {
 	for _, fifo := range h.o.files(h.name+".", ".out") {
-		if held, err := proc.FIFOHeld(fifo); err != nil {
-			return err
-		} else if held {
-			return fmt.Errorf("a process that does not prove to be of a dead zhxd's run holds %s", fifo)
+		yes, err := proc.FIFOHeld(fifo)
+		if err != nil || yes {
+			return fifo, err
 		}
-		os.Remove(fifo)
+		logs.RemoveFIFO(fifo)
 	}
-	return nil
+	return "", nil
 }
 
 // Leftovers ends what a dead zhxd left running, also of clients that are not configured any more: verified by boot id,
-// start time and mark, whole trees, and says so. It is called before the first Apply, and ends with ctx. The error has what
-// could not be verified: it is not touched, and a client of that name is failed until it is gone.
-func (s *Set) Leftovers(ctx context.Context) error {
+// start time and mark, whole trees, and says so. Runs of specs that can go on are left for the first Apply, which adopts them
+// and comes next. It ends with ctx. The error has what could not be verified: it is not touched, and a client of that name is
+// failed until it is gone.
+func (s *Set) Leftovers(ctx context.Context, specs []Spec) error {
+	configured := byName(specs)
 	paths := s.o.files("", ".json")
 	errs := make([]error, len(paths))
 	var wg sync.WaitGroup
@@ -140,6 +203,11 @@ func (s *Set) Leftovers(ctx context.Context) error {
 		wg.Go(func() {
 			h := &system{name: strings.TrimSuffix(filepath.Base(path), ".json"), boot: proc.BootID(), o: s.o}
 			r, err := h.load()
+			if spec, ok := configured[h.name]; ok && err == nil {
+				if _, goesOn := h.adoptable(&spec, r); goesOn {
+					return
+				}
+			}
 			if err == nil {
 				err = h.endLeftover(ctx, r)
 			}

@@ -20,7 +20,8 @@ func TestRecord(t *testing.T) {
 	h := &system{name: "a", o: Options{Dir: dir}}
 	path := filepath.Join(dir, "a.json")
 	fresh := record{Version: recordVersion, Client: "a"}
-	full := record{Version: recordVersion, Client: "a", Run: 7, Mark: "m", Boot: "b", PID: 5, Start: 9, UID: 1000, StoppedBy: "anna"}
+	full := record{Version: recordVersion, Client: "a", Run: 7, Mark: "m", Boot: "b", PID: 5, Start: 9, UID: 1000, StoppedBy: "anna",
+		Sum: "s", TTY: true, Began: 77, Registered: true, Armed: true, Ready: true}
 	for _, r := range []record{full, fresh} { // the shorter after the longer
 		if err := h.save(r); err != nil {
 			t.Fatal(err)
@@ -53,7 +54,7 @@ func TestNewerRecord(t *testing.T) {
 	path, content := filepath.Join(dir, "a.json"), `{"version":2}`
 	os.WriteFile(path, []byte(content), 0o600)
 	st := open(t, dir, proc.Options{})
-	if err := st.Leftovers(bg); err == nil {
+	if err := st.Leftovers(bg, nil); err == nil {
 		t.Error("leftovers say nothing of it")
 	}
 	st.Apply([]Spec{real("a", "sleep"), real("b", "sleep")})
@@ -128,7 +129,7 @@ func TestLeftovers(t *testing.T) {
 			h.save(r)
 			ctx, cancel := context.WithTimeout(bg, 10*time.Second)
 			defer cancel()
-			err = st.Leftovers(ctx)
+			err = st.Leftovers(ctx, nil)
 			now, _ := proc.ReadStat(victim.PID)
 			want(t, "killed", now.ID != victim || !now.Living(), c.killed)
 			if (err == nil) != (c.blocked == "") || err != nil && !strings.Contains(err.Error(), c.blocked) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -15,12 +16,18 @@ func (p *program) report(was machine, e event) {
 	switch state := p.m.state; {
 	case e.kind == evSpawned:
 		log.Info("started", "pid", p.life.pid())
+	case p.m.ready && !was.ready:
+		log.Info("ready", "pid", p.life.pid(), "after", (p.m.readyAt - p.m.began).Round(time.Millisecond))
+	case e.kind == evThrottled:
+		log.Info("restart put off", "why", "too many restarts on the board at once", "next", p.outlook())
 	case e.kind == evSpawnFailed:
+		p.bury()
 		log.Warn("spawn failed", "err", p.text, "next", p.outlook())
 	case e.kind == evBlocked && state == Failed:
 		log.Error("not started", "err", p.text, "next", p.outlook())
 	case e.kind == evEnded:
-		p.log.LogAttrs(context.Background(), levels[p.last.Reason], texts[p.last.Reason], p.last.attrs(p.outlook())...)
+		p.bury()
+		p.log.LogAttrs(context.Background(), gravity[p.last.Reason], texts[p.last.Reason], p.last.attrs(p.outlook())...)
 	case e.kind == evExited && state != was.state:
 		log.Warn("left processes behind", "processes", p.life.members(), "next", "they are killed")
 	case e.kind == evFrozen && was.frozen == 0 && p.m.deadline != 0:
@@ -29,7 +36,7 @@ func (p *program) report(was machine, e event) {
 		log.Info("continues", "pid", p.life.pid())
 	case state == Unkillable && was.state != Unkillable:
 		log.Error("unkillable", "processes", p.text, "next", "no successor until they are gone")
-	case state == Stopping && was.state == Running && p.m.cause == ByStop && !p.m.killed:
+	case state == Stopping && was.state == Running && (p.m.cause == ByStop || p.m.cause == ByDependency) && !p.m.killed:
 		log.Info("stopping", "why", p.text, "signal", signalName(p.m.rules.StopSignal),
 			"next", fmt.Sprintf("SIGKILL unless its tree is empty within %v", p.m.rules.StopTimeout))
 	case state == Stopping && was.state == Stopping && p.m.killed && !was.killed:
@@ -40,10 +47,17 @@ func (p *program) report(was machine, e event) {
 // The message and its level for each reason that a run ends for.
 var (
 	texts = map[Reason]string{ByExit: "exited", BySignal: "killed by signal", ByWatchdog: "killed by the watchdog",
-		ByFrozen: "killed, since it was frozen", ByStop: "stopped"}
-	levels = map[Reason]slog.Level{ByExit: slog.LevelInfo, BySignal: slog.LevelWarn, ByWatchdog: slog.LevelWarn,
-		ByFrozen: slog.LevelWarn, ByStop: slog.LevelInfo}
+		ByFrozen: "killed, since it was frozen", ByStop: "stopped", ByTimeout: "killed, since it was not ready",
+		ByDependency: "stopped for another", ByUnknown: "ended, the kernel did not tell how"}
+	gravity = map[Reason]slog.Level{ByExit: slog.LevelInfo, BySignal: slog.LevelWarn, ByWatchdog: slog.LevelWarn,
+		ByFrozen: slog.LevelWarn, ByStop: slog.LevelInfo, ByTimeout: slog.LevelWarn, ByDependency: slog.LevelInfo, ByUnknown: slog.LevelWarn}
 )
+
+// bury keeps the certificate of the last death.
+func (p *program) bury() {
+	p.last.Next = p.outlook()
+	p.deaths = append(slices.Clone(p.deaths[max(0, len(p.deaths)+1-deathsMax):]), *p.last)
+}
 
 func (l *LastExit) attrs(next string) []slog.Attr {
 	as := []slog.Attr{slog.Uint64("run", l.Run), slog.Int("pid", l.PID)}
@@ -66,6 +80,10 @@ func (p *program) outlook() string {
 	switch p.m.state {
 	case Starting:
 		return "restarts at once"
+	case Waiting:
+		if ds := p.unmet(); len(ds) > 0 {
+			return "starts when ready: " + waits(ds)
+		}
 	case Backoff:
 		return fmt.Sprintf("restarts in %v", (p.m.deadline - p.now()).Round(time.Millisecond))
 	case Failed:
@@ -74,6 +92,9 @@ func (p *program) outlook() string {
 		}
 		return fmt.Sprintf("tried again in %v", (p.m.deadline - p.now()).Round(time.Millisecond))
 	case Exited:
+		if p.m.done {
+			return "done: it is to run once"
+		}
 		return fmt.Sprintf("stays so: restart = %q", p.m.rules.Restart)
 	case Stopped:
 		if p.removed {
@@ -82,4 +103,36 @@ func (p *program) outlook() string {
 		return "stays stopped until it is started by hand"
 	}
 	return "it is " + string(p.m.state)
+}
+
+// doing says in one sentence what the client does and what happens next.
+func (p *program) doing() string {
+	m := p.m
+	switch m.state {
+	case Running:
+		switch {
+		case p.phase != "":
+			return "runs, and says that it is " + p.phase
+		case m.ready:
+			return "runs, and is ready"
+		case m.rules.Oneshot:
+			return "runs, once"
+		case m.startBy != 0:
+			return fmt.Sprintf("runs, not ready yet; killed unless it is (ready = %q) within %v", m.rules.Ready, m.rules.StartTimeout)
+		}
+		return fmt.Sprintf("runs, not ready yet (ready = %q)", m.rules.Ready)
+	case Stopping:
+		return "is being stopped: " + p.text
+	case Unkillable:
+		return "survives SIGKILL, and gets no successor until it is gone: " + p.text
+	case Failed:
+		return "failed: " + p.text + "; " + p.outlook()
+	case Exited, Stopped:
+		if p.rec.StoppedBy != "" {
+			return "stopped by " + p.rec.StoppedBy + "; " + p.outlook()
+		}
+	case Starting:
+		return "is being spawned"
+	}
+	return string(m.state) + "; " + p.outlook()
 }

@@ -13,7 +13,7 @@ type RestartPolicy string
 
 const (
 	Always    RestartPolicy = "always"     // after every end
-	OnFailure RestartPolicy = "on-failure" // after every end but exit code 0
+	OnFailure RestartPolicy = "on-failure" // after every end but one of the success exit codes
 	Never     RestartPolicy = "never"      // after none; the client is then in state exited
 )
 
@@ -26,19 +26,53 @@ type Spec struct {
 	Name            string            // [A-Za-z0-9_][A-Za-z0-9_-]{0,63}
 	Command         []string          `key:"command" class:"restart"` // [0] without a slash is looked up in the child's PATH
 	Directory       string            `key:"directory" class:"restart"`
-	Environment     map[string]string `key:"environment" class:"restart"` // cannot set ZHX_SOCKET, ZHX_NAME, ZHX_RUN
-	User            string            `key:"user" class:"restart"`        // name or number; "" is zhxd's own
-	Group           string            `key:"group" class:"restart"`       // name or number; "" is the user's
+	Environment     map[string]string `key:"environment" class:"restart"`      // cannot set ZHX_SOCKET, ZHX_NAME, ZHX_RUN
+	EnvironmentFile string            `key:"environment_file" class:"restart"` // absolute; lines KEY=value under environment; "" is none; read before each spawn
+	User            string            `key:"user" class:"restart"`             // name or number; "" is zhxd's own
+	Group           string            `key:"group" class:"restart"`            // name or number; "" is the user's
+	Groups          []string          `key:"groups" class:"restart"`           // supplementary, names or numbers, beside the user's own
 	TTY             bool              `key:"tty" class:"restart"`
-	Autostart       bool              `key:"autostart" class:"live"`
-	Restart         RestartPolicy     `key:"restart" class:"live"`
-	RestartDelay    time.Duration     `key:"restart_delay" class:"live"`     // > 0; doubles with each unstable run
-	RestartDelayMax time.Duration     `key:"restart_delay_max" class:"live"` // >= RestartDelay
-	StableAfter     time.Duration     `key:"stable_after" class:"live"`      // a run of this length is followed by its successor at once
-	StopSignal      syscall.Signal    `key:"stop_signal" class:"live"`
-	StopTimeout     time.Duration     `key:"stop_timeout" class:"live"`     // from StopSignal to SIGKILL
-	FrozenTimeout   time.Duration     `key:"watchdog_timeout" class:"live"` // longest time in state T without a tracer; 0 is for ever
-	KillStrays      bool              `key:"strays" class:"live"`           // stop unmanaged copies before the first spawn
+	Umask           int               `key:"umask" class:"restart"`             // 0 to 0777
+	LimitNofile     *uint64           `key:"limit_nofile" class:"restart"`      // setrlimit(2), soft and hard; nil: zhxd's own; math.MaxUint64: unlimited
+	LimitCore       *uint64           `key:"limit_core" class:"restart"`        // bytes
+	LimitAS         *uint64           `key:"limit_as" class:"restart"`          // bytes
+	Nice            int               `key:"nice" class:"restart"`              // -20 to 19
+	CPUAffinity     []int             `key:"cpu_affinity" class:"restart"`      // processors, from 0; none: zhxd's own
+	OOMScoreAdj     int               `key:"oom_score_adj" class:"restart"`     // -1000 to 1000
+	NoNewPrivileges bool              `key:"no_new_privileges" class:"restart"` // PR_SET_NO_NEW_PRIVS
+	LogFile         string            `key:"log_file" class:"live"`             // absolute; "" is none
+	DependsOn       []string          `key:"depends_on" class:"live"`           // clients; no cycles
+	Ready           ReadyWhen         `key:"ready" class:"live"`                //
+	StartTimeout    time.Duration     `key:"start_timeout" class:"live"`        // from spawn to ready, not for a oneshot; then it is killed; 0 is for ever
+	Oneshot         bool              `key:"oneshot" class:"live"`              // runs to the end once; ready is to have ended with success
+	RestartWith     []string          `key:"[group]" class:"live"`              // clients that are restarted when this one fails
+	Autostart       bool              `key:"autostart" class:"live"`            //
+	Restart         RestartPolicy     `key:"restart" class:"live"`              //
+	RestartDelay    time.Duration     `key:"restart_delay" class:"live"`        // > 0; doubles with each unstable run
+	RestartDelayMax time.Duration     `key:"restart_delay_max" class:"live"`    // >= RestartDelay
+	StableAfter     time.Duration     `key:"stable_after" class:"live"`         // a run that was ready for so long is followed by its successor at once
+	StartLimit      StartLimit        `key:"start_limit" class:"live"`          //
+	OnFailure       []string          `key:"on_failure" class:"live"`           // command, executed once each time that StartLimit is reached; none: nothing
+	SuccessCodes    []int             `key:"success_exit_codes" class:"live"`   // exit codes that are no failure; none: 0
+	StopSignal      syscall.Signal    `key:"stop_signal" class:"live"`          //
+	StopTimeout     time.Duration     `key:"stop_timeout" class:"live"`         // from StopSignal to SIGKILL
+	FrozenTimeout   time.Duration     `key:"watchdog_timeout" class:"live"`     // the watchdog's; longest time in state T without a tracer; 0 is for ever
+	KillStrays      bool              `key:"strays" class:"live"`               // stop unmanaged copies before the first spawn
+}
+
+// ReadyWhen says when a run counts as ready: dependants start then, and stable_after begins.
+type ReadyWhen string
+
+const (
+	ReadySpawn    ReadyWhen = "spawn"    // its process exists
+	ReadyRegister ReadyWhen = "register" // it has registered with the broker
+	ReadyNotify   ReadyWhen = "notify"   // it has said READY=1, sd_notify(3)
+)
+
+// StartLimit ends restarting: the restart after Burst of them within Interval is not made. The zero value is no limit.
+type StartLimit struct {
+	Burst    int
+	Interval time.Duration
 }
 
 // Equal tells whether two specs are the same in every key.

@@ -39,15 +39,25 @@ const (
 	evFrozen      kind = "frozen"       // the leader is in state T (now, or still, but traced)
 	evThawed      kind = "thawed"       // it is not any more
 	evStuck       kind = "stuck"        // the deadline found it in state T, untraced
+	evAdopted     kind = "adopted"      // a run of an earlier zhxd lives; ok: it was ready, d: since when it was spawned
+	evRegistered  kind = "registered"   // it has registered with the broker
+	evReady       kind = "ready"        // it says that it is ready
+	evExtend      kind = "extend"       // it asks for d more, from now, to get ready or to end
+	evYield       kind = "yield"        // to end for another client's sake, and to come back when it can
+	evThrottled   kind = "throttled"    // the restart has to wait for d: too many on the board at once
 )
 
 type event struct {
-	kind  kind
-	now   time.Duration // monotonic, > 0
-	run   uint64        // evExpired: whom it is about
-	ok    bool          // evEnded
-	hurry bool          // evStop
-	roll  float64       // [0, 1): the dice for jitter
+	kind    kind
+	now     time.Duration // monotonic, > 0
+	run     uint64        // evExpired, evRegistered, evReady, evExtend, evAdopted: whom it is about
+	ok      bool          // evEnded, evAdopted
+	unknown bool          // evEnded: nobody knows how
+	owes    bool          // evAdopted: it had registered and has to come back
+	hurry   bool          // evStop
+	unmet   bool          // a client that this one depends on is not ready
+	d       time.Duration // evAdopted, evExtend, evThrottled
+	roll    float64       // [0, 1): the dice for jitter
 }
 
 // An action is what the program has to do after a step.
@@ -61,6 +71,7 @@ const (
 	doSignal  action = "signal" // stop_signal to every process of the tree
 	doKill    action = "kill"   // SIGKILL to every process of the tree
 	doLook    action = "look"   // answer with evFrozen, evThawed or evStuck
+	doGiveUp  action = "giveup" // the start limit is reached: on_failure
 )
 
 type machine struct {
@@ -73,16 +84,38 @@ type machine struct {
 	killed   bool          // SIGKILL was sent
 	again    bool          // its successor was asked for by hand: no delay
 	cleared  bool          // nothing was in the way once, since then every process is ours
-	began    time.Duration // when this run was spawned
+	began    time.Duration // when this run was spawned; may be negative for an adopted one
 	frozen   time.Duration // since when its leader is in state T; 0 is not
 	lived    time.Duration // how long this run was left to itself
-	unstable int           // runs and tries in a row that were shorter than stable_after
+	unstable int           // runs and tries in a row that were not ready for stable_after
 	restarts int64         // spawns that nobody asked for by hand
+
+	// How far this run is.
+	registered, notified bool          // with the broker; by READY=1
+	ready                bool          // as the rule has it, now
+	readyAt              time.Duration // when it last became so; 0: never yet
+	steady               time.Duration // how long it was ready at its end
+	startBy              time.Duration // to be ready; 0 is no deadline, also of the next
+	backBy               time.Duration // an adopted run, to register again
+	done                 bool          // a oneshot that has ended with success
+
+	// Restarts that nobody asked for.
+	auto     bool          // the spawn under way is one
+	admitted bool          // and has waited for its turn on the board
+	window   time.Duration // start of the start limit's interval
+	count    int           // restarts in it
 }
 
 func step(m machine, e event) (machine, action) {
-	if e.kind == evTimeout && (m.deadline == 0 || e.now < m.deadline) || e.kind == evExpired && e.run != m.run {
-		return m, doNothing
+	switch e.kind {
+	case evTimeout:
+		if m.deadline == 0 || e.now < m.deadline {
+			return m, doNothing
+		}
+	case evExpired, evRegistered, evReady, evExtend:
+		if e.run != m.run {
+			return m, doNothing
+		}
 	}
 	switch m.state {
 	case Waiting:
@@ -100,16 +133,21 @@ func step(m machine, e event) (machine, action) {
 func (m machine) resting(e event) (machine, action) {
 	switch e.kind {
 	case evStart, evRestart:
-		m.want, m.unstable = true, 0
-		return m.begin()
+		m.want, m.unstable, m.count, m.auto = true, 0, 0, false
+		return m.begin(e)
 	case evStop:
-		m.want = false
+		m.want, m.done = false, false
 		return m.to(Stopped, 0, doNothing)
 	case evTimeout:
-		if m.state == Backoff {
-			m.restarts++
+		return m.begin(e)
+	case evAdopted:
+		m.want, m.cleared, m.run, m.began = true, true, e.run, e.now-e.d
+		m.auto, m.registered, m.notified, m.readyAt = false, e.ok, e.ok, 0
+		if e.owes && m.rules.FrozenTimeout > 0 {
+			m.backBy = e.now + m.rules.FrozenTimeout
 		}
-		return m.begin()
+		m, _ = m.to(Running, 0, doNothing)
+		return m.judge(e), doNothing
 	case evRules: // a shorter restart_delay_max holds at once
 		if m.deadline != 0 {
 			m.deadline = min(m.deadline, e.now+m.rules.RestartDelayMax)
@@ -125,15 +163,17 @@ func (m machine) waiting(e event) (machine, action) {
 	case evStop:
 		m.want = false
 		return m, doCancel
+	case evRules: // it may wait for others now
+		return m, doCancel
 	case evCleared, evBlocked, evCancelled:
-		m.cleared = e.kind == evCleared
+		m.cleared = m.cleared || e.kind == evCleared
 		switch {
 		case !m.want:
 			return m.to(Stopped, 0, doNothing)
 		case e.kind == evBlocked:
 			return m.to(Failed, e.now+m.rules.RestartDelayMax, doNothing)
 		}
-		return m.begin()
+		return m.begin(e)
 	}
 	return m, doNothing
 }
@@ -144,13 +184,23 @@ func (m machine) starting(e event) (machine, action) {
 		m.want = true
 	case evStop:
 		m.want = false
+	case evThrottled: // no run yet
+		m.run--
+		m.admitted = true
+		return m.to(Backoff, e.now+e.d, doNothing)
 	case evSpawned:
+		m.counted()
 		m.began, m.lived, m.frozen = e.now, 0, 0
+		if m.rules.StartTimeout > 0 && !m.rules.Oneshot {
+			m.startBy = e.now + m.rules.StartTimeout
+		}
 		m, _ = m.to(Running, 0, doNothing)
 		if !m.want {
-			return m.stop(e)
+			return m.stop(e, ByStop)
 		}
+		return m.judge(e), doNothing
 	case evSpawnFailed:
+		m.counted()
 		m.lived = 0
 		switch {
 		case !m.want:
@@ -163,15 +213,55 @@ func (m machine) starting(e event) (machine, action) {
 	return m, doNothing
 }
 
+func (m *machine) counted() {
+	if m.auto {
+		m.restarts++
+	}
+}
+
+// judge brings ready up to date, and the one deadline of a run that lives.
+func (m machine) judge(e event) machine {
+	is := !m.rules.Oneshot
+	switch m.rules.Ready {
+	case ReadyRegister:
+		is = is && m.registered
+	case ReadyNotify:
+		is = is && m.notified
+	}
+	if is && !m.ready {
+		m.readyAt, m.startBy = e.now, 0
+	}
+	m.ready, m.deadline = is, 0
+	for _, d := range []time.Duration{m.startBy, m.backBy, m.frozenBy()} {
+		if d != 0 && (m.deadline == 0 || d < m.deadline) {
+			m.deadline = d
+		}
+	}
+	return m
+}
+
+// frozenBy is when a leader in state T is looked at; 0 is never.
+func (m machine) frozenBy() time.Duration {
+	if m.frozen == 0 || m.rules.FrozenTimeout <= 0 {
+		return 0
+	}
+	return m.frozen + m.rules.FrozenTimeout
+}
+
 func (m machine) running(e event) (machine, action) {
-	m.lived = e.now - m.began
+	m.lived, m.steady = e.now-m.began, 0
+	if m.ready {
+		m.steady = e.now - m.readyAt
+	}
 	switch e.kind {
 	case evRestart:
 		m.again = true
-		return m.stop(e)
+		return m.stop(e, ByStop)
 	case evStop:
 		m.want = false
-		return m.stop(e)
+		return m.stop(e, ByStop)
+	case evYield:
+		return m.stop(e, ByDependency)
 	case evExited: // what it left behind had no stop request and gets no time
 		return m.kill(e, "")
 	case evExpired:
@@ -181,20 +271,33 @@ func (m machine) running(e event) (machine, action) {
 	case evEnded:
 		return m.next(e)
 	case evTimeout:
+		switch {
+		case m.startBy != 0 && e.now >= m.startBy:
+			return m.kill(e, ByTimeout)
+		case m.backBy != 0 && e.now >= m.backBy:
+			return m.kill(e, ByWatchdog)
+		}
 		return m.to(Running, 0, doLook)
 	case evFrozen:
 		m.frozen = e.now
 	case evThawed:
 		m.frozen = 0
+	case evRegistered:
+		m.registered, m.backBy = true, 0
+	case evReady:
+		m.notified, m.backBy = true, 0
+	case evExtend:
+		if m.startBy != 0 {
+			m.startBy = max(m.startBy, e.now+e.d)
+		}
 	case evRules:
+		if !m.ready && m.startBy == 0 && m.rules.StartTimeout > 0 && !m.rules.Oneshot {
+			m.startBy = e.now + m.rules.StartTimeout
+		}
 	default:
 		return m, doNothing
 	}
-	m.deadline = 0
-	if m.frozen != 0 && m.rules.FrozenTimeout > 0 {
-		m.deadline = m.frozen + m.rules.FrozenTimeout
-	}
-	return m, doNothing
+	return m.judge(e), doNothing
 }
 
 func (m machine) ending(e event) (machine, action) {
@@ -205,6 +308,10 @@ func (m machine) ending(e event) (machine, action) {
 		m.want, m.again = false, false
 		if e.hurry && !m.killed {
 			return m.kill(e, m.cause)
+		}
+	case evExtend:
+		if !m.killed {
+			m.deadline = max(m.deadline, e.now+e.d)
 		}
 	case evTimeout:
 		if !m.killed {
@@ -222,45 +329,69 @@ func (m machine) to(s State, deadline time.Duration, a action) (machine, action)
 	return m, a
 }
 
-// begin spawns the next run, after what stands in its way is gone.
-func (m machine) begin() (machine, action) {
-	if !m.cleared {
+// begin spawns the next run, after what stands in its way is gone and those that it depends on are ready.
+func (m machine) begin(e event) (machine, action) {
+	if !m.cleared || e.unmet {
 		return m.to(Waiting, 0, doClear)
 	}
 	m.run++
-	m.cause, m.killed, m.again = "", false, false
+	m.cause, m.killed, m.again, m.done = "", false, false, false
+	m.registered, m.notified, m.ready, m.readyAt, m.steady, m.startBy, m.backBy = false, false, false, 0, 0, 0, 0
 	return m.to(Starting, 0, doSpawn)
 }
 
-func (m machine) stop(e event) (machine, action) {
+func (m machine) stop(e event, cause Reason) (machine, action) {
 	if e.hurry {
-		return m.kill(e, ByStop)
+		return m.kill(e, cause)
 	}
-	m.cause = ByStop
+	m.cause, m.ready = cause, false
 	return m.to(Stopping, e.now+m.rules.StopTimeout, doSignal)
 }
 
 func (m machine) kill(e event, cause Reason) (machine, action) {
-	m.cause, m.killed = cause, true
+	m.cause, m.killed, m.ready = cause, true, false
 	return m.to(Stopping, e.now+KillWait, doKill)
 }
 
 // next decides what follows a run.
 func (m machine) next(e event) (machine, action) {
+	m.ready, m.auto, m.admitted = false, false, false
 	switch {
 	case !m.want:
 		return m.to(Stopped, 0, doNothing)
 	case m.again:
-		m.unstable = 0
-		return m.begin()
+		m.unstable, m.count = 0, 0
+		return m.begin(e)
+	case m.cause == ByDependency:
+		return m.begin(e)
+	case m.rules.Oneshot && e.ok:
+		m.done = true
+		return m.to(Exited, 0, doNothing)
 	case m.rules.Restart == Never || m.rules.Restart == OnFailure && e.ok:
 		return m.to(Exited, 0, doNothing)
-	case m.lived >= m.rules.StableAfter:
+	case m.steady >= m.rules.StableAfter:
 		m.unstable = 0
-		m.restarts++
-		return m.begin()
+		if m.limited(e) {
+			return m.to(Failed, 0, doGiveUp)
+		}
+		m.auto = true
+		return m.begin(e)
 	}
 	return m.backoff(e)
+}
+
+// limited counts a restart, and tells whether it is one too many. An end that the kernel did not tell of does not count: it
+// may have been a good one.
+func (m *machine) limited(e event) bool {
+	limit := m.rules.StartLimit
+	if limit.Burst <= 0 || e.unknown {
+		return false
+	}
+	if m.count == 0 || e.now-m.window >= limit.Interval {
+		m.window, m.count = e.now, 0
+	}
+	m.count++
+	return m.count > limit.Burst
 }
 
 // backoff waits restart_delay, doubled for each unstable run in a row, up to restart_delay_max, less up to a fifth so that
@@ -272,5 +403,9 @@ func (m machine) backoff(e event) (machine, action) {
 	}
 	d = min(d, m.rules.RestartDelayMax)
 	m.unstable++
+	if m.limited(e) {
+		return m.to(Failed, 0, doGiveUp)
+	}
+	m.auto, m.admitted = true, false
 	return m.to(Backoff, e.now+d-time.Duration(e.roll*float64(d)/5), doNothing)
 }

@@ -11,7 +11,7 @@ import (
 var (
 	allStates = []State{Stopped, Waiting, Starting, Running, Stopping, Backoff, Failed, Exited, Unkillable}
 	allKinds  = []kind{evStart, evStop, evRestart, evRules, evCleared, evBlocked, evCancelled, evSpawned, evSpawnFailed, evExited,
-		evEnded, evTimeout, evExpired, evFrozen, evThawed, evStuck}
+		evEnded, evTimeout, evExpired, evFrozen, evThawed, evStuck, evAdopted, evRegistered, evReady, evExtend, evYield, evThrottled}
 )
 
 func testRules() *Spec {
@@ -24,21 +24,22 @@ func TestEveryPair(t *testing.T) {
 	// As a client that is wanted up, in a run that began 1 s ago (so is unstable), whose deadline is just over.
 	const now = 10 * time.Second
 	table := map[State]map[kind]string{
-		Stopped:  {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn"},
-		Waiting:  {evStop: "waiting cancel", evCleared: "starting spawn", evBlocked: "failed", evCancelled: "waiting clear"},
-		Starting: {evSpawned: "running", evSpawnFailed: "backoff"},
+		Stopped: {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn", evAdopted: "running"},
+		Waiting: {evStop: "waiting cancel", evRules: "waiting cancel", evCleared: "starting spawn", evBlocked: "failed",
+			evCancelled: "starting spawn"},
+		Starting: {evSpawned: "running", evSpawnFailed: "backoff", evThrottled: "backoff"},
 		Running: {evStop: "stopping signal", evRestart: "stopping signal", evExited: "stopping kill", evEnded: "backoff",
-			evTimeout: "running look", evExpired: "stopping kill", evStuck: "stopping kill"},
+			evTimeout: "running look", evExpired: "stopping kill", evStuck: "stopping kill", evYield: "stopping signal"},
 		Stopping:   {evTimeout: "stopping kill", evEnded: "backoff"},
-		Backoff:    {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn"},
-		Failed:     {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn"},
-		Exited:     {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn"},
+		Backoff:    {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn", evAdopted: "running"},
+		Failed:     {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn", evAdopted: "running"},
+		Exited:     {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn", evAdopted: "running"},
 		Unkillable: {evTimeout: "stopping kill", evEnded: "backoff"},
 	}
 	for _, s := range allStates {
 		for _, k := range allKinds {
 			m := machine{rules: testRules(), want: s != Stopped, state: s, run: 7, cleared: true, began: 9 * time.Second, deadline: now}
-			m2, a := step(m, event{kind: k, now: now, run: 7})
+			m2, a := step(m, event{kind: k, now: now, run: 7, d: time.Second})
 			got := strings.TrimSpace(string(m2.state) + " " + string(a))
 			want := table[s][k]
 			if want == "" {
@@ -47,7 +48,14 @@ func TestEveryPair(t *testing.T) {
 			if got != want {
 				t.Errorf("%s, %s: got %q, want %q", s, k, got, want)
 			}
-			if a == doSpawn && m2.run != 8 || a != doSpawn && m2.run != 7 {
+			run := uint64(7)
+			switch {
+			case a == doSpawn:
+				run = 8
+			case k == evThrottled && s == Starting: // it was none
+				run = 6
+			}
+			if m2.run != run {
 				t.Errorf("%s, %s: run %d after %q", s, k, m2.run, a)
 			}
 			if m2.state != s && m2.deadline == now {
@@ -60,7 +68,11 @@ func TestEveryPair(t *testing.T) {
 // TestStepDetails tells, one story a row, what the pairs leave open.
 func TestStepDetails(t *testing.T) {
 	const s = time.Second
-	base := machine{rules: testRules(), want: true, state: Running, run: 3, cleared: true, began: 1 * s}
+	base := machine{rules: testRules(), want: true, state: Running, run: 3, cleared: true, began: 1 * s, ready: true, readyAt: 1 * s}
+	notify := func(m *machine) { // spawned at 1 s, not ready
+		m.rules.Ready, m.rules.StartTimeout, m.ready, m.readyAt, m.startBy, m.deadline = ReadyNotify, 3*s, false, 0, 4*s, 4*s
+	}
+	limited := func(m *machine) { m.rules.StartLimit = StartLimit{2, 10 * s} }
 	with := func(change func(m *machine)) machine { m := base; m.rules = testRules(); change(&m); return m }
 	for _, c := range []struct {
 		story    string
@@ -103,6 +115,30 @@ func TestStepDetails(t *testing.T) {
 		{"blocked: tried again", with(func(m *machine) { m.state, m.cleared = Waiting, false }), []event{{kind: evBlocked, now: s}}, Failed, doNothing, 2 * s},
 		{"blocked, by hand: clears again", with(func(m *machine) { m.state, m.cleared = Failed, false }), []event{{kind: evStart, now: s}}, Waiting, doClear, 0},
 		{"stopped while it waits", with(func(m *machine) { m.state, m.cleared = Waiting, false }), []event{{kind: evStop, now: s}, {kind: evCancelled, now: s}}, Stopped, doNothing, 0},
+		{"ready at last: no deadline", with(notify), []event{{kind: evReady, now: 2 * s, run: 3}}, Running, doNothing, 0},
+		{"an old run's READY=1", with(notify), []event{{kind: evReady, now: 2 * s, run: 2}}, Running, doNothing, 4 * s},
+		{"registered is not notified", with(notify), []event{{kind: evRegistered, now: 2 * s, run: 3}}, Running, doNothing, 4 * s},
+		{"not ready in time", with(notify), []event{{kind: evTimeout, now: 4 * s}}, Stopping, doKill, 4*s + KillWait},
+		{"more time to get ready", with(notify), []event{{kind: evExtend, now: 3 * s, d: 5 * s, run: 3}, {kind: evTimeout, now: 4 * s}}, Running, doNothing, 8 * s},
+		{"frozen while it gets ready: the earlier deadline", with(notify), []event{{kind: evFrozen, now: 2 * s}}, Running, doNothing, 4 * s},
+		{"ready = spawn by an edit", with(notify), []event{{kind: evReady, now: 2 * s, run: 3}, {kind: evRules, now: 3 * s}}, Running, doNothing, 0},
+		{"stable counts from ready", with(func(m *machine) { m.readyAt = 4 * s }), []event{{kind: evEnded, now: 8 * s}}, Backoff, doNothing, 8*s + 100*time.Millisecond},
+		{"never ready is never stable", with(notify), []event{{kind: evEnded, now: 99 * s}}, Backoff, doNothing, 99*s + 100*time.Millisecond},
+		{"more time to stop", base, []event{{kind: evStop, now: 2 * s}, {kind: evExtend, now: 6 * s, d: 9 * s, run: 3}}, Stopping, doNothing, 15 * s},
+		{"no more time after SIGKILL", base, []event{{kind: evExited, now: 2 * s}, {kind: evExtend, now: 3 * s, d: 9 * s, run: 3}}, Stopping, doNothing, 2*s + KillWait},
+		{"a oneshot is done", with(func(m *machine) { m.rules.Oneshot = true }), []event{{kind: evEnded, now: 2 * s, ok: true}}, Exited, doNothing, 0},
+		{"a oneshot that fails", with(func(m *machine) { m.rules.Oneshot, m.ready = true, false }), []event{{kind: evEnded, now: 9 * s}}, Backoff, doNothing, 9*s + 100*time.Millisecond},
+		{"the start limit holds", with(limited), []event{{kind: evEnded, now: 9 * s}, {kind: evSpawned, now: 9 * s}, {kind: evEnded, now: 15 * s}, {kind: evSpawned, now: 15 * s}, {kind: evEnded, now: 18 * s}}, Failed, doGiveUp, 0},
+		{"and forgets", with(limited), []event{{kind: evEnded, now: 9 * s}, {kind: evSpawned, now: 9 * s}, {kind: evEnded, now: 15 * s}, {kind: evSpawned, now: 15 * s}, {kind: evEnded, now: 21 * s}}, Starting, doSpawn, 0},
+		{"a start by hand clears it", with(func(m *machine) { limited(m); m.state, m.count = Failed, 3 }), []event{{kind: evStart, now: 2 * s}, {kind: evSpawned, now: 2 * s}, {kind: evEnded, now: 8 * s}}, Starting, doSpawn, 0},
+		{"an end that nobody knows does not count", with(func(m *machine) { limited(m); m.count, m.window = 2, s }), []event{{kind: evEnded, now: 9 * s, unknown: true}}, Starting, doSpawn, 0},
+		{"a restart waits for who it depends on", base, []event{{kind: evEnded, now: 9 * s, unmet: true}}, Waiting, doClear, 0},
+		{"stopped for another: comes back", base, []event{{kind: evYield, now: 2 * s}, {kind: evEnded, now: 3 * s, unmet: true}, {kind: evCleared, now: 4 * s}}, Starting, doSpawn, 0},
+		{"stopped for another, then by hand", base, []event{{kind: evYield, now: 2 * s}, {kind: evStop, now: 2 * s}, {kind: evEnded, now: 3 * s}}, Stopped, doNothing, 0},
+		{"too many at once: later", base, []event{{kind: evEnded, now: 9 * s}, {kind: evThrottled, now: 9 * s, d: 2 * s}}, Backoff, doNothing, 11 * s},
+		{"adopted, owes a registration", with(func(m *machine) { m.state, m.want = Stopped, false }), []event{{kind: evAdopted, now: 2 * s, run: 9, ok: true, owes: true, d: 60 * s}}, Running, doNothing, 11 * s},
+		{"adopted, came back", with(func(m *machine) { m.state = Stopped }), []event{{kind: evAdopted, now: 2 * s, run: 9, ok: true, owes: true}, {kind: evRegistered, run: 9, now: 3 * s}}, Running, doNothing, 0},
+		{"adopted, did not come back", with(func(m *machine) { m.state = Stopped }), []event{{kind: evAdopted, now: 2 * s, run: 9, ok: true, owes: true}, {kind: evTimeout, now: 11 * s}}, Stopping, doKill, 11*s + KillWait},
 		{"stopped while it is spawned", with(func(m *machine) { m.state = Starting }), []event{{kind: evStop, now: s}, {kind: evSpawned, now: s}}, Stopping, doSignal, 6 * s},
 	} {
 		m, a := c.m, doNothing
@@ -120,15 +156,19 @@ func TestStepDetails(t *testing.T) {
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rules := testRules()
+		rules.Ready = rapid.SampledFrom([]ReadyWhen{ReadySpawn, ReadyRegister, ReadyNotify}).Draw(t, "ready")
+		rules.StartTimeout = rapid.SampledFrom([]time.Duration{0, 3 * time.Second}).Draw(t, "start_timeout")
+		rules.StartLimit = rapid.SampledFrom([]StartLimit{{}, {2, 10 * time.Second}}).Draw(t, "start_limit")
+		rules.Oneshot = rapid.Bool().Draw(t, "oneshot")
 		rules.Restart = rapid.SampledFrom([]RestartPolicy{Always, OnFailure, Never}).Draw(t, "restart")
 		m := machine{rules: rules, state: Stopped}
 		now := time.Second
 		var live, spawned, ended uint64 // live: the run whose processes exist
 		leader := false
-		clearing := false
+		clearing, unmet := false, false
 		var do func(e event)
 		do = func(e event) {
-			e.now, e.roll = now, 0.5
+			e.now, e.roll, e.unmet = now, 0.5, e.unmet || unmet
 			before := m
 			var a action
 			m, a = step(m, e)
@@ -153,7 +193,7 @@ func TestModel(t *testing.T) {
 					spawned++
 					do(event{kind: evSpawned})
 				} else {
-					do(event{kind: evSpawnFailed})
+					do(event{kind: rapid.SampledFrom([]kind{evSpawnFailed, evThrottled}).Draw(t, "why not"), d: time.Second})
 				}
 			case doSignal, doKill:
 				if live != m.run {
@@ -170,7 +210,10 @@ func TestModel(t *testing.T) {
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"by hand": func(t *rapid.T) {
-				do(event{kind: rapid.SampledFrom([]kind{evStart, evStop, evRestart, evRules}).Draw(t, "ask"), hurry: rapid.Bool().Draw(t, "hurry")})
+				do(event{kind: rapid.SampledFrom([]kind{evStart, evStop, evRestart, evRules, evYield}).Draw(t, "ask"), hurry: rapid.Bool().Draw(t, "hurry")})
+			},
+			"says": func(t *rapid.T) {
+				do(event{kind: rapid.SampledFrom([]kind{evRegistered, evReady, evExtend}).Draw(t, "word"), run: m.run, d: time.Second})
 			},
 			"time": func(t *rapid.T) {
 				now += time.Duration(rapid.IntRange(1, 12000).Draw(t, "ms")) * time.Millisecond
@@ -184,6 +227,7 @@ func TestModel(t *testing.T) {
 					t.Fatalf("the lapse of run %d touched run %d", run, before.run)
 				}
 			},
+			"dependencies": func(t *rapid.T) { unmet = !unmet },
 			"clear": func(t *rapid.T) {
 				if clearing {
 					clearing = false

@@ -21,12 +21,18 @@ func main() {
 		os.Exit(2)
 	}
 	pause, err := time.ParseDuration(os.Args[3])
-	if err == nil {
-		err = run(os.Args[1], os.Args[2], pause)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "zhx-demo:", err)
+		os.Exit(2)
 	}
-	fmt.Fprintln(os.Stderr, "zhx-demo:", err)
-	os.Exit(1)
+	for { // zhxd may be replaced by another one: a client that comes back goes on under that
+		err := run(os.Args[1], os.Args[2], pause)
+		fmt.Fprintln(os.Stderr, "zhx-demo:", err)
+		time.Sleep(again)
+	}
 }
+
+const again = 200 * time.Millisecond // between two tries to connect
 
 func run(name, partner string, pause time.Duration) error {
 	c, err := ipc.Dial(context.Background(), "")

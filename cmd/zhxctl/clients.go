@@ -11,15 +11,19 @@ import (
 
 // This file acts on clients, one verb each.
 
+// accepted is said where zhxd answers before it acts: what it does next may end zhxctl too.
+const accepted = "accepted, it concerns the caller's own process tree"
+
 func (a *app) startCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "start [NAME…]",
+		Use:   "start [NAME…|@GROUP…]",
 		Short: "start clients; without names: start zhxd, in the background and under its keeper",
 		Long: `Start clients. A client that was stopped by hand, or had given up, is an ordinary one again.
 
 Without names, start zhxd in the background, under a keeper that starts it again should it die, and return when its sockets
 listen and its clients were started. Where systemd has a zhx.service enabled, and neither --config nor --control says that
 another zhxd is meant, that service is started instead.`,
+		ValidArgsFunction: a.complete,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if len(names) == 0 {
 				return a.ask(cmd.Context(), startLimit, a.startDaemon)
@@ -42,8 +46,9 @@ type verb func(*control.Client, context.Context, control.Which) (control.Outcome
 func (a *app) actCmd(name, short string, do verb) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
-		Use:   name + " NAME…|--all",
-		Short: short,
+		Use:               name + " NAME…|@GROUP…|--all",
+		Short:             short,
+		ValidArgsFunction: a.complete,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if all == (len(names) > 0) {
 				hint := fmt.Sprintf("zhxctl %s NAME…  or  zhxctl %[1]s --all  (zhxd itself: zhxctl shutdown)", name)
@@ -67,6 +72,8 @@ func (a *app) act(ctx context.Context, do verb, w control.Which) error {
 				if err == nil {
 					err = exit(c.Error.Code)
 				}
+			case c.Accepted:
+				fmt.Fprintf(a.out, "%s: %s\n", c.Name, accepted)
 			case c.PID != nil:
 				fmt.Fprintf(a.out, "%s: %s, pid %d\n", c.Name, c.Text, *c.PID)
 			default:

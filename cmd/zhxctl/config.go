@@ -135,16 +135,21 @@ func (a *app) check() error {
 }
 
 func (a *app) reloadCmd() *cobra.Command {
-	return a.asJSON(&cobra.Command{
+	var dry bool
+	cmd := a.asJSON(&cobra.Command{
 		Use:   "reload",
 		Short: "have zhxd read its configuration again, and show what that changed",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return a.ask(cmd.Context(), readLimit, a.reload) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return a.reload(ctx, zhxd, dry) })
+		},
 	})
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "show what it would do to each client, and change nothing")
+	return cmd
 }
 
-func (a *app) reload(ctx context.Context, zhxd *control.Client) error {
-	res, err := zhxd.Reload(ctx)
+func (a *app) reload(ctx context.Context, zhxd *control.Client, dry bool) error {
+	res, err := zhxd.Reload(ctx, dry)
 	if err != nil {
 		return err
 	}
@@ -154,13 +159,21 @@ func (a *app) reload(ctx context.Context, zhxd *control.Client) error {
 	}
 	a.tellProblems(res.Problems)
 	var rows [][]string
+	kept := 0
 	for _, row := range res.Plan {
-		if row.Action != "keep" {
+		if row.Action == "keep" {
+			kept++
+		}
+		if row.Action != "keep" || dry {
 			rows = append(rows, []string{row.Action, row.Name, row.Why})
 		}
 	}
 	a.table(rows)
-	fmt.Fprintf(a.out, "%d unchanged\n", len(res.Plan)-len(rows))
+	if dry {
+		fmt.Fprintf(a.out, "a dry run: nothing was changed\n")
+	} else {
+		fmt.Fprintf(a.out, "%d unchanged\n", kept)
+	}
 	return nil
 }
 

@@ -173,19 +173,28 @@ func keepDescriptors() {
 }
 
 func (a *app) shutdownCmd() *cobra.Command {
-	return &cobra.Command{
+	var keep bool
+	cmd := &cobra.Command{
 		Use:   "shutdown",
 		Short: "stop all clients and zhxd, and return when they have ended",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return a.ask(cmd.Context(), actLimit, a.shutdown) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.ask(cmd.Context(), actLimit, func(ctx context.Context, zhxd *control.Client) error { return a.shutdown(ctx, zhxd, keep) })
+		},
 	}
+	cmd.Flags().BoolVar(&keep, "keep", false, "end zhxd alone: its clients go on, and the next zhxctl start adopts them")
+	return cmd
 }
 
-func (a *app) shutdown(ctx context.Context, zhxd *control.Client) error {
-	pid, err := zhxd.Shutdown(ctx, false)
+func (a *app) shutdown(ctx context.Context, zhxd *control.Client, keep bool) error {
+	done, err := zhxd.Shutdown(ctx, keep)
 	switch {
+	case err == nil && done.Accepted:
+		fmt.Fprintf(a.out, "zhxd: %s\n", accepted)
+	case err == nil && done.Kept > 0:
+		fmt.Fprintf(a.out, "zhxd has ended, pid %d; it left %s running, which the next zhxctl start adopts\n", done.PID, count(done.Kept, "client"))
 	case err == nil:
-		fmt.Fprintf(a.out, "zhxd has ended, pid %d\n", pid)
+		fmt.Fprintf(a.out, "zhxd has ended, pid %d\n", done.PID)
 	case errors.Is(err, control.ErrDown):
 		fmt.Fprintln(a.out, "zhxd is not running")
 		if pid := a.keeper(); pid > 0 && unix.Kill(pid, unix.SIGTERM) == nil {

@@ -1,4 +1,4 @@
-// Command zhxctl asks zhxd, the daemon of zhx: what runs, what it said, start, stop, read the configuration again.
+// Command zhxctl asks zhxd, the daemon of zhx: what runs, what it said, why it died, start, stop, read the configuration again.
 //
 // It finds zhxd's control socket by --control, else $ZHX_CONTROL, else [daemon] control of --config's FILE, else where zhxd puts
 // it by default. What is asked for goes to standard output; everything else goes to standard error: one line that begins with
@@ -32,6 +32,7 @@ const (
 	readLimit  = 10 * time.Second
 	startLimit = 30 * time.Second // for zhxd to be ready
 	actLimit   = 2 * time.Minute  // for clients to stop and start
+	tabLimit   = time.Second      // for names to complete
 	noLimit    = 0
 )
 
@@ -123,8 +124,12 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "zhxctl",
 		Short: "ask zhxd what runs, start and stop it, read its configuration again",
+		Long: `Ask zhxd what runs, start and stop it, read its configuration again.
+
+A NAME is that of a client; that of a client with instances stands for all of them, and @GROUP for the clients of [group.GROUP].`,
 		Example: `  zhxctl start                 # zhxd and all its clients
   zhxctl status
+  zhxctl why camera            # how it died, and what it printed last
   zhxctl logs -f camera
   zhxctl restart camera
   zhxctl check && zhxctl reload`,
@@ -136,7 +141,7 @@ func (a *app) root() *cobra.Command {
 	flags.StringVar(&a.control, "control", "", "zhxd's control socket, a `PATH`")
 	flags.StringVar(&a.config, "config", "", "the configuration `FILE` (default "+defaultConfig+")")
 	flags.DurationVar(&a.timeout, "timeout", 0, "how long to wait (default 10s to read, 30s for zhxd to start, 2m to stop)")
-	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.statusCmd(), a.logsCmd(), a.sendCmd(),
+	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.statusCmd(), a.whyCmd(), a.logsCmd(), a.sendCmd(),
 		a.reloadCmd(), a.checkCmd(), a.versionCmd())
 	return root
 }

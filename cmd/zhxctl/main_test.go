@@ -100,7 +100,7 @@ func standIn(how string) {
 	if err != nil {
 		os.Exit(97)
 	}
-	b := &canned{status: control.Status{Daemon: &control.DaemonStatus{Version: "9", PID: os.Getpid()}}, shut: make(chan struct{})}
+	b := &canned{status: control.Status{Daemon: &control.DaemonStatus{Version: "9", PID: os.Getpid()}}, end: control.ShutdownReply{Kept: 2}, shut: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { <-b.shut; cancel() }()
 	go func() {
@@ -120,13 +120,16 @@ type canned struct {
 	status control.Status
 	lines  []control.LogLine
 	plan   []control.PlanRow
+	why    control.Why
+	end    control.ShutdownReply
 	err    error
 	sent   control.SendRequest
 	asked  control.LogQuery
-	shut   chan struct{}
+	shut   chan struct{} // closed by Shutdown, if there is one
 }
 
-func (c *canned) Status(context.Context) control.Status { return c.status }
+func (c *canned) Status(context.Context) control.Status            { return c.status }
+func (c *canned) Why(context.Context, string) (control.Why, error) { return c.why, c.err }
 func (c *canned) Logs(_ context.Context, q control.LogQuery) (<-chan control.LogLine, error) {
 	c.asked = q
 	lines := make(chan control.LogLine, len(c.lines))
@@ -137,11 +140,13 @@ func (c *canned) Logs(_ context.Context, q control.LogQuery) (<-chan control.Log
 	return lines, c.err
 }
 
-// Start starts "gps", and fails with every other client.
+// Start starts "gps", is asked by "ui" itself to do that later, and fails with every other client.
 func (c *canned) Start(_ context.Context, _ control.Caller, w control.Which) (out []control.Outcome, err error) {
 	for _, name := range w.Names {
 		o := control.Outcome{Name: name, Text: "started", PID: new(412)}
-		if name != "gps" {
+		if name == "ui" {
+			o = control.Outcome{Name: name, Text: "accepted", PID: new(977), Accepted: true}
+		} else if name != "gps" {
 			o = control.Outcome{Name: name, Error: control.Errorf(control.CodeTimeout, "zhxctl logs "+name, "%s: is not up yet", name)}
 		}
 		out = append(out, o)
@@ -154,14 +159,23 @@ func (c *canned) Stop(_ context.Context, _ control.Caller, w control.Which) ([]c
 func (c *canned) Restart(ctx context.Context, by control.Caller, w control.Which) ([]control.Outcome, error) {
 	return c.Start(ctx, by, w)
 }
-func (c *canned) Reload(context.Context, control.Caller) (control.ReloadResult, error) {
+func (c *canned) Reload(context.Context, control.Caller, bool) (control.ReloadResult, error) {
 	return control.ReloadResult{Plan: c.plan}, c.err
 }
 func (c *canned) Send(_ context.Context, _ control.Caller, m control.SendRequest) error {
 	c.sent = m
 	return c.err
 }
-func (c *canned) Shutdown(control.Caller, bool) error { close(c.shut); return c.err }
+func (c *canned) Shutdown(_ control.Caller, keep bool) (control.ShutdownReply, func(), error) {
+	if !keep {
+		c.end.Kept = 0
+	}
+	return c.end, func() {
+		if c.shut != nil {
+			close(c.shut)
+		}
+	}, c.err
+}
 
 // ask runs zhxctl against b, or against nothing, and returns its exit code and what it wrote.
 func ask(t *testing.T, b *canned, args ...string) (code int, out, errOut string) {
@@ -194,32 +208,49 @@ func TestVerbs(t *testing.T) {
 		out, err string
 	}{
 		{"start says the pid", canned{}, "start gps", 0, "gps: started, pid 412\n", ""},
-		{"one of two fails: its code, its hint", canned{}, "start gps ui", 5, "gps: started, pid 412\n",
-			"zhxctl: ui: is not up yet\n  -> zhxctl logs ui\n"},
+		{"one of two fails: its code, its hint", canned{}, "start gps modem", 5, "gps: started, pid 412\n",
+			"zhxctl: modem: is not up yet\n  -> zhxctl logs modem\n"},
+		{"what is accepted is no failure", canned{}, "restart ui gps", 0,
+			"ui: accepted, it concerns the caller's own process tree\ngps: started, pid 412\n", ""},
+		{"names of groups are for zhxd", canned{}, "stop @sensors cam", 0, "{[@sensors cam] false}: stopped\n", ""},
 		{"stop --all", canned{}, "stop --all", 0, "{[] true}: stopped\n", ""},
 		{"a refusal", canned{err: control.Errorf(control.CodeUnknown, "zhxctl status", "no such client: %q", "x")}, "stop x", 4, "",
 			"zhxctl: no such client: \"x\"\n  -> zhxctl status\n"},
 		{"a failure without a hint", canned{err: io.ErrClosedPipe}, "restart gps", 1, "", "zhxctl: io: read/write on closed pipe\n"},
 		{"a plan", canned{plan: plan("gps keep", "modem restart command", "lidar start", "ui stop")},
 			"reload", 0, "restart  modem  command\nstart    lidar\nstop     ui\n1 unchanged\n", ""},
+		{"a plan alone", canned{plan: plan("gps keep", "modem live nice")},
+			"reload --dry-run", 0, "keep  gps\nlive  modem  nice\na dry run: nothing was changed\n", ""},
+		{"a plan as JSON", canned{}, "reload --dry-run --json", 0,
+			"{\n  \"v\": 1,\n  \"dry_run\": true,\n  \"plan\": [],\n  \"problems\": []\n}\n", ""},
 		{"an invalid configuration", canned{err: &control.Error{Text: "invalid configuration", Code: control.CodeUsage,
 			Problems: []control.Problem{{File: "f", Line: 3, Text: "bad"}}}}, "reload", 2, "", "f:3: error: bad\nzhxctl: invalid configuration\n"},
 		{"logs of one client are its bytes, where this is no terminal", canned{lines: []control.LogLine{line}}, "logs gps", 0, "fix \x1b[1m\n", ""},
 		{"logs of all say whose they are", canned{lines: []control.LogLine{line}}, "logs", 0, "gps | fix \x1b[1m\n", ""},
 		{"lost lines are told", canned{lines: []control.LogLine{{Client: "gps", Text: "x", Dropped: 2}}}, "logs gps", 0, "x\n",
 			"zhxctl: gps: 2 lines lost here, which came faster than they were read\n"},
+		{"a line in pieces is whole again", canned{lines: []control.LogLine{{Client: "gps", Text: "x", Cut: true}, {Client: "gps", Text: "y"}}}, "logs gps", 0, "xy\n", ""},
+		{"among others it shows", canned{lines: []control.LogLine{{Client: "gps", Text: "x", Cut: true}, {Client: "ui", Text: "y"}}}, "logs", 0,
+			"gps | x …\nui | y\n", ""},
 		{"logs as JSON, a line each", canned{lines: []control.LogLine{line}}, "logs --json", 0,
 			`{"client":"gps","at":"2023-11-14T22:13:20.123Z","mono_s":0,"text":"fix \u001b[1m"}` + "\n", ""},
 		{"send", canned{}, "send gps hello", 0, "", ""},
 		{"text that would be changed on its way", canned{}, "send gps caf\xe9", 2, "", "zhxctl: send: the text is not UTF-8, and would not arrive as it is\n"},
 		{"versions", canned{status: board()}, "version", 0, "zhxctl devel\nzhxd 0.4.1\n", ""},
 		{"status of an unknown client", canned{status: board()}, "status gsp", 4, "",
-			"zhxctl: no such client: \"gsp\"\n  -> the clients are: gps, camera, modem, ui, logger\n"},
+			"zhxctl: no such client: \"gsp\"\n  -> the clients are: gps, camera, modem, ui, logger, @quiet, @none\n"},
+		{"status of a group without clients", canned{status: board()}, "status @none", 4, "",
+			"zhxctl: no such client: \"@none\"\n  -> the clients are: gps, camera, modem, ui, logger, @quiet, @none\n"},
 		{"status of one that runs", canned{status: board()}, "status gps", 0,
 			"NAME  STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT\ngps   running  412  3d 4h   0         7.3s of 9s  -\n", ""},
 		{"status of one that does not", canned{status: board()}, "status gps logger", 3,
 			"NAME    STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT\n" +
 				"gps     running  412  3d 4h   0         7.3s of 9s  -\nlogger  stopped  -    -       0         off         stop 1d 0h ago\n", ""},
+		{"status of a group, one of which does not run", canned{status: board()}, "status @quiet", 3,
+			"NAME    STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT\n" +
+				"gps     running  412  3d 4h   0         7.3s of 9s  -\nlogger  stopped  -    -       0         off         stop 1d 0h ago\n", ""},
+		{"an end that goes on without the caller", canned{end: control.ShutdownReply{Accepted: true}}, "shutdown", 0,
+			"zhxd: accepted, it concerns the caller's own process tree\n", ""},
 	} {
 		code, out, errOut := ask(t, &tt.b, strings.Fields(tt.args)...)
 		if code != tt.code || out != tt.out || errOut != tt.err {
@@ -229,6 +260,16 @@ func TestVerbs(t *testing.T) {
 	var b canned
 	if ask(t, &b, "logs", "-f", "-n", "7", "gps", "ui"); fmt.Sprint(b.asked) != "{[gps ui] 7 true}" {
 		t.Error("logs asked for", b.asked)
+	}
+	b.status = board()
+	if ask(t, &b, "logs", "@quiet", "modem", "gsp"); fmt.Sprint(b.asked) != "{[gps logger modem gsp] 50 false}" {
+		t.Error("logs of a group asked for", b.asked)
+	}
+	if _, out, _ := ask(t, &b, "__complete", "restart", ""); out != "gps\ncamera\nmodem\nui\nlogger\n@quiet\n@none\n:4\n" {
+		t.Errorf("completed: %s", out)
+	}
+	if _, out, _ := ask(t, &b, "__complete", "why", ""); out != "gps\ncamera\nmodem\nui\nlogger\n:4\n" {
+		t.Errorf("a single client completed: %s", out)
 	}
 	if ask(t, &b, "send", "gps", "a b", "--from", "me"); b.sent != (control.SendRequest{Target: "gps", Source: "me", Text: "a b"}) {
 		t.Error("send sent", b.sent)
@@ -250,14 +291,15 @@ func board() control.Status {
 	return control.Status{
 		Daemon: &control.DaemonStatus{Version: "0.4.1", PID: 400, Uptime: 273600, Config: "/etc/zhx/clients.toml", ConfigState: "ok"},
 		Clients: []control.ClientStatus{
-			{Name: "gps", State: "running", PID: new(412), Uptime: new(273600.0), Watchdog: &control.WatchdogStatus{Armed: true, Timeout: 9, Remaining: new(7.34)}},
+			{Name: "gps", State: "running", Ready: true, PID: new(412), Uptime: new(273600.0), Watchdog: &control.WatchdogStatus{Armed: true, Timeout: 9, Remaining: new(7.34)}},
 			{Name: "camera", State: "backoff", Restarts: 6, Next: new(24.0), LastExit: &control.ExitStatus{Reason: "exit", Code: new(127), Ago: 8},
 				Watchdog: &control.WatchdogStatus{Timeout: 9}},
 			{Name: "modem", State: "failed", LastExit: &control.ExitStatus{Reason: "spawn", Detail: new("/usr/bin/modemd: no such file"), Ago: 100}},
-			{Name: "ui", State: "running", PID: new(977), Uptime: new(725.0), Restarts: 3,
+			{Name: "ui", State: "running", Ready: true, PID: new(977), Uptime: new(725.0), Restarts: 3,
 				LastExit: &control.ExitStatus{Reason: "signal", Signal: new("SIGSEGV"), Ago: 725}, Watchdog: &control.WatchdogStatus{Armed: true, Paused: true}},
 			{Name: "logger", State: "stopped", LastExit: &control.ExitStatus{Reason: "stop", Ago: 86400}},
 		},
+		Groups: []control.GroupStatus{{Name: "@quiet", Clients: []string{"gps", "logger"}}, {Name: "@none"}},
 		Peers: []control.PeerStatus{
 			{Names: []string{"gps"}, Managed: true}, {Names: []string{"ui"}, Managed: true, Stuck: true},
 			{Names: []string{"gdb"}, PID: new(55), UID: new(1000)}, {},
@@ -275,7 +317,7 @@ ui      running  977  12m 5s  3         paused      SIGSEGV 12m 5s ago
 logger  stopped  -    -       0         off         stop 1d 0h ago
 
 camera: exit 127 8s ago, next start in 24s
-  -> zhxctl logs camera
+  -> zhxctl why camera
 modem: spawn 1m 40s ago (/usr/bin/modemd: no such file), and is not started again
   -> zhxctl check; then zhxctl start modem
 ui: takes no messages; what is sent to it is dropped and counted
@@ -298,6 +340,48 @@ gdb (pid 55): is connected, and was not started by zhxd
 	if code, out, _ := ask(t, b, "status", "--json", "ui"); code != 0 || !strings.Contains(out, `"signal": "SIGSEGV"`) ||
 		strings.Contains(out, "gdb") || strings.Contains(out, "camera") {
 		t.Errorf("one client as JSON: %d %s", code, out)
+	}
+}
+
+// What a client says of itself, and what it waits for.
+func TestStatusOfOne(t *testing.T) {
+	exited := func(name string, e control.ExitStatus) control.ClientStatus {
+		return control.ClientStatus{Name: name, State: "exited", LastExit: &e}
+	}
+	running := func(c control.ClientStatus) control.ClientStatus {
+		c.Name, c.State, c.PID = "gps", "running", new(412)
+		return c
+	}
+	const head = "NAME  STATE               PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\n"
+	for _, tt := range []struct {
+		purpose string
+		client  control.ClientStatus
+		want    string
+	}{
+		{"not ready", running(control.ClientStatus{}), head + "gps   running, not ready  412  -       0         off       -\n"},
+		{"all it says, whatever a terminal would make of it", running(control.ClientStatus{Ready: true, Phase: new("reloading"), Notice: new("fix \x1b[1m3D"),
+			Adopted: true, Log: &control.LogStatus{Cut: 1, FileDropped: 20}}),
+			"NAME  STATE               PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\n" +
+				"gps   running, reloading  412  -       0         off       -\n" +
+				"  says: fix \\x1b[1m3D\n  adopted: an earlier zhxd started it\n" +
+				"  log: 20 lines could not be written to its file\n  log: 1 line too long for one, and kept in pieces\n"},
+		{"an exit code that is no failure needs no word", exited("gps", control.ExitStatus{Reason: "exit", Code: new(3), Success: true}),
+			"NAME  STATE   PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\ngps   exited  -    -       0         off       exit 3 0s ago\n"},
+		{"an end that nobody saw", exited("gps", control.ExitStatus{Reason: "unknown"}),
+			"NAME  STATE   PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\ngps   exited  -    -       0         off       unknown 0s ago\n" +
+				"\ngps: unknown 0s ago (zhxd was not its parent any more: the kernel did not tell)\n  -> zhxctl why gps\n"},
+		{"it waits", control.ClientStatus{Name: "gps", State: "waiting", WaitsFor: []string{"db", "net"}},
+			"NAME  STATE                PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\ngps   waiting for db, net  -    -       0         off       -\n"},
+		{"it waits for many", control.ClientStatus{Name: "gps", State: "waiting", WaitsFor: []string{"db", "net", "fs"}},
+			"NAME  STATE                      PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\ngps   waiting for db and 2 more  -    -       0         off       -\n"},
+	} {
+		b := &canned{status: control.Status{Daemon: &control.DaemonStatus{}, Clients: []control.ClientStatus{tt.client}}}
+		if _, out, _ := ask(t, b, "status", "gps"); out != tt.want {
+			t.Errorf("%s: got\n%s\nwant\n%s", tt.purpose, out, tt.want)
+		}
+		if _, out, _ := ask(t, b, "status"); strings.Contains(out, "says:") {
+			t.Errorf("%s: the table of all is too long:\n%s", tt.purpose, out)
+		}
 	}
 }
 
@@ -342,11 +426,13 @@ func TestStart(t *testing.T) {
 		args     string
 		code     int
 		out, err string // the beginnings
+		down     string
+		left     string // what it says at the end
 	}{
-		{"well", "start", 0, "zhxd 9 runs, pid ", ""},
-		{"speechless", "start", 1, "", "cannot make run_dir\nzhxctl: zhxd did not start: exit status 1\n  -> its log is "},
-		{"other", "start", 0, "zhxd 9 runs, pid ", ""}, // it was started by another zhxctl in the same moment
-		{"silent", "start --timeout 300ms", 5, "", "zhxctl: zhxd is not ready yet; it goes on starting, under the keeper with pid "},
+		{"well", "start", 0, "zhxd 9 runs, pid ", "", "shutdown", ""},
+		{"speechless", "start", 1, "", "cannot make run_dir\nzhxctl: zhxd did not start: exit status 1\n  -> its log is ", "", ""},
+		{"other", "start", 0, "zhxd 9 runs, pid ", "", "shutdown --keep", "; it left 2 clients running, which the next zhxctl start adopts"}, // it was started by another zhxctl in the same moment
+		{"silent", "start --timeout 300ms", 5, "", "zhxctl: zhxd is not ready yet; it goes on starting, under the keeper with pid ", "", ""},
 	} {
 		t.Run(tt.how, func(t *testing.T) {
 			work := t.TempDir()
@@ -389,7 +475,9 @@ func TestStart(t *testing.T) {
 			if code, again, _ := zhxctl("start"); code != 0 || !strings.HasPrefix(again, "zhxd runs already, pid ") {
 				t.Errorf("started again: %d %s", code, again)
 			}
-			if code, out, errOut := zhxctl("shutdown"); code != 0 || !strings.HasPrefix(out, "zhxd has ended, pid ") {
+			code, out, errOut = zhxctl(strings.Fields(tt.down)...)
+			fmt.Sscanf(out, "zhxd has ended, pid %d", &pid)
+			if code != 0 || out != fmt.Sprintf("zhxd has ended, pid %d%s\n", pid, tt.left) {
 				t.Errorf("shutdown: %d %s%s", code, out, errOut)
 			}
 			if code, out, _ := zhxctl("shutdown"); code != 0 || out != "zhxd is not running\n" {

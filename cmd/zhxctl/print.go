@@ -56,13 +56,24 @@ func (a *app) printJSON(v any) {
 	_ = out.Encode(v)
 }
 
-// table writes rows in columns.
-func (a *app) table(rows [][]string) {
-	columns := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+// table writes rows in columns, and below each row its lines of below, if there are any, which are no part of the columns.
+func (a *app) table(rows [][]string, below ...[]string) {
+	var aligned strings.Builder
+	columns := tabwriter.NewWriter(&aligned, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
 		fmt.Fprintln(columns, strings.TrimRight(strings.Join(row, "\t"), "\t"))
 	}
 	columns.Flush()
+	i := 0
+	for line := range strings.Lines(aligned.String()) {
+		fmt.Fprint(a.out, line)
+		if i < len(below) {
+			for _, text := range below[i] {
+				fmt.Fprintln(a.out, text)
+			}
+		}
+		i++
+	}
 }
 
 // span is a duration for a person: two units at most.

@@ -15,8 +15,9 @@ import (
 
 func (a *app) statusCmd() *cobra.Command {
 	return a.asJSON(&cobra.Command{
-		Use:   "status [NAME…]",
-		Short: "show what runs, and what is wrong with what does not",
+		Use:               "status [NAME…|@GROUP…]",
+		Short:             "show what runs, and what is wrong with what does not",
+		ValidArgsFunction: a.complete,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return a.status(ctx, zhxd, names) })
 		},
@@ -52,13 +53,17 @@ func (a *app) status(ctx context.Context, zhxd *control.Client, names []string) 
 }
 
 // only leaves the clients with those names, and their connections.
-func only(st control.Status, names []string) (control.Status, error) {
+func only(st control.Status, typed []string) (control.Status, error) {
 	var all []string
 	for _, c := range st.Clients {
 		all = append(all, c.Name)
 	}
+	names := members(st.Groups, typed)
 	for _, name := range names {
 		if !slices.Contains(all, name) {
+			for _, g := range st.Groups {
+				all = append(all, g.Name)
+			}
 			return st, control.Errorf(control.CodeUnknown, "the clients are: "+strings.Join(all, ", "), "no such client: %q", name)
 		}
 	}
@@ -69,6 +74,35 @@ func only(st control.Status, names []string) (control.Status, error) {
 	return st, nil
 }
 
+// members replaces names of groups by the clients that they stand for. What it does not know stays, for others to refuse.
+func members(groups []control.GroupStatus, typed []string) (names []string) {
+	for _, name := range typed {
+		if i := slices.IndexFunc(groups, func(g control.GroupStatus) bool { return g.Name == name }); i >= 0 && len(groups[i].Clients) > 0 {
+			names = append(names, groups[i].Clients...)
+		} else {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// complete offers what may be typed for NAME, as far as zhxd says it in time.
+func (a *app) complete(cmd *cobra.Command, _ []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+	_ = a.ask(cmd.Context(), tabLimit, func(ctx context.Context, zhxd *control.Client) error {
+		st, err := zhxd.Status(ctx)
+		for _, c := range st.Clients {
+			names = append(names, c.Name)
+		}
+		for _, g := range st.Groups {
+			if strings.Contains(cmd.Use, "GROUP") {
+				names = append(names, g.Name)
+			}
+		}
+		return err
+	})
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
 // show prints a status for a person. whole is false where only some of the clients are asked after.
 func (a *app) show(st control.Status, whole bool) {
 	if whole {
@@ -76,8 +110,12 @@ func (a *app) show(st control.Status, whole bool) {
 	}
 	rows := [][]string{{"NAME", "STATE", "PID", "UPTIME", "RESTARTS", "WATCHDOG", "LAST EXIT"}}
 	var notes []string
+	below := [][]string{nil} // each row
 	for _, c := range st.Clients {
 		rows = append(rows, row(c))
+		if !whole {
+			below = append(below, a.asides(c))
+		}
 		if text, next := ailment(c); text != "" {
 			notes = append(notes, a.clean(c.Name+": "+text), "  -> "+next)
 		}
@@ -94,7 +132,7 @@ func (a *app) show(st control.Status, whole bool) {
 		}
 	}
 	if len(st.Clients) > 0 {
-		a.table(rows)
+		a.table(rows, below...)
 	}
 	if len(notes) > 0 {
 		fmt.Fprintf(a.out, "\n%s\n", strings.Join(notes, "\n"))
@@ -139,7 +177,39 @@ func row(c control.ClientStatus) []string {
 	if c.LastExit != nil {
 		exit = ending(c.LastExit) + " " + span(c.LastExit.Ago) + " ago"
 	}
-	return []string{c.Name, c.State, pid, uptime, strconv.FormatInt(c.Restarts, 10), dog, exit}
+	return []string{c.Name, stateText(c.State, c.Ready, c.Phase, c.WaitsFor), pid, uptime, strconv.FormatInt(c.Restarts, 10), dog, exit}
+}
+
+// stateText is a state, and what makes it less than it says.
+func stateText(state string, ready bool, phase *string, waitsFor []string) string {
+	switch {
+	case state == "waiting" && len(waitsFor) > 2:
+		return fmt.Sprintf("waiting for %s and %d more", waitsFor[0], len(waitsFor)-1)
+	case state == "waiting" && len(waitsFor) > 0:
+		return "waiting for " + strings.Join(waitsFor, ", ")
+	case state == "running" && phase != nil:
+		return "running, " + *phase
+	case state == "running" && !ready:
+		return "running, not ready"
+	}
+	return state
+}
+
+// asides are what only somebody wants to know who asks after one client.
+func (a *app) asides(c control.ClientStatus) (lines []string) {
+	if c.Notice != nil && *c.Notice != "" {
+		lines = append(lines, "  says: "+a.plain(*c.Notice))
+	}
+	if c.Adopted {
+		lines = append(lines, "  adopted: an earlier zhxd started it")
+	}
+	if l := c.Log; l != nil && l.FileDropped > 0 {
+		lines = append(lines, "  log: "+count(int(l.FileDropped), "line")+" could not be written to its file")
+	}
+	if l := c.Log; l != nil && l.Cut > 0 {
+		lines = append(lines, "  log: "+count(int(l.Cut), "line")+" too long for one, and kept in pieces")
+	}
+	return lines
 }
 
 // ending is how a run ended, in two words.
@@ -156,7 +226,7 @@ func ending(e *control.ExitStatus) string {
 // ailment says what is wrong with a client and what to type, or nothing.
 func ailment(c control.ClientStatus) (text, next string) {
 	e := c.LastExit
-	failed := e != nil && (e.Code == nil || *e.Code != 0)
+	failed := e != nil && !e.Success && (e.Code == nil || *e.Code != 0)
 	if c.State == "unkillable" {
 		return "its process does not end, not even by SIGKILL: the kernel holds it", "look at /proc/" + row(c)[2] + "/stack and the kernel's log"
 	}
@@ -166,12 +236,14 @@ func ailment(c control.ClientStatus) (text, next string) {
 	if !failed || !slices.Contains([]string{"backoff", "failed", "exited"}, c.State) {
 		return "", ""
 	}
-	text, next = ending(e)+" "+span(e.Ago)+" ago", "zhxctl logs "+c.Name
+	text, next = ending(e)+" "+span(e.Ago)+" ago", "zhxctl why "+c.Name
 	if e.Reason == "spawn" {
 		next = "zhxctl check"
 	}
 	if e.Detail != nil {
 		text += " (" + *e.Detail + ")"
+	} else if e.Reason == "unknown" {
+		text += " (" + notTold + ")"
 	}
 	if c.Next != nil {
 		text += ", next start in " + span(*c.Next)

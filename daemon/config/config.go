@@ -6,7 +6,7 @@
 //	clients.toml ── watch.go: fsnotify on its directories ─> changed() ── the daemon ─> Load
 //
 // Everything here is a value: a Config is never changed after it is made, and nothing is remembered between two calls.
-// Parse looks at nothing but its arguments, the uid and $XDG_RUNTIME_DIR; Load also reads the file and looks up commands,
+// Parse looks at nothing but its arguments, the uid and the environment; Load also reads the file and looks up commands,
 // users and groups, for warnings. Neither changes anything.
 //
 // A file with comments only is valid and starts nothing. A file without even that is refused: it is what an editor or a
@@ -26,7 +26,6 @@ import (
 	"syscall"
 	"time"
 
-	"zhx/ipc/wire"
 	"zhx/procman"
 )
 
@@ -35,6 +34,9 @@ const (
 	linksMax      = 40             // symbolic links on the way to the file, as in the kernel; beyond: an error
 	socketPathMax = 107            // bytes of a Unix socket's path, unix(7); a longer one is an error
 	timeoutMax    = 24 * time.Hour // of a watchdog, interval x misses; beyond: an error
+	clientsMax    = 1024           // clients, instances counted; more are an error
+	groupsMax     = 256            // groups; more are an error
+	expandMax     = 4 << 20        // bytes of all commands and environments with ${VARIABLE} and %n replaced; beyond: an error
 	problemsMax   = 100            // errors, and as many warnings, that are told of one file; the others are left out
 	textMax       = 500            // characters of what is told of one problem, which may quote the file; the rest is cut
 )
@@ -46,7 +48,8 @@ type Config struct {
 	Warnings Problems          // what is valid and yet likely a mistake
 	Daemon   Daemon
 	Watchdog Watchdog
-	Clients  []Client // in the order of the file
+	Clients  []Client // in the order of the file; instances stand where the client that they are made of does
+	Groups   []Group  // in the order of the file
 }
 
 // Daemon is [daemon]: keys.go documents each key.
@@ -70,6 +73,8 @@ func (w Watchdog) Timeout() time.Duration { return w.Interval * time.Duration(w.
 // Client is one [client.NAME], with [defaults] in it.
 type Client struct {
 	procman.Spec                  // its FrozenTimeout is WatchdogTimeout, or 0 with watchdog = "off"
+	Base            string        // NAME, also of its instances
+	Instances       int           // that there are of Base; 0: it is none
 	Names           []string      // further names that it may claim
 	Watchdog        string        // auto | required | off
 	WatchdogTimeout time.Duration // > 0
@@ -77,7 +82,8 @@ type Client struct {
 
 // Options are what the command line decides over the file.
 type Options struct {
-	RunDir string // instead of [daemon] run_dir, if not ""; absolute
+	RunDir  string   // instead of [daemon] run_dir, if not ""; absolute
+	Environ []string // KEY=value, what ${VARIABLE} stands for; nil: os.Environ
 }
 
 // Load reads and checks the file at path. The error is Problems (errors.As), the warnings among them.
@@ -180,7 +186,15 @@ func DaemonChanges(old, new *Config) (changed []string) {
 
 // parse makes a Config of data. It is to be used only if f has no error.
 func parse(path string, data []byte, o Options) (*file, *Config) {
-	f := &file{path: path, text: strings.TrimPrefix(string(data), "\ufeff"), count: make(map[bool]int)}
+	f := &file{path: path, text: strings.TrimPrefix(string(data), "\ufeff"), count: make(map[bool]int),
+		told: make(map[string]bool), environ: make(map[string]string), room: expandMax}
+	if o.Environ == nil {
+		o.Environ = os.Environ()
+	}
+	for _, kv := range o.Environ {
+		name, value, _ := strings.Cut(kv, "=")
+		f.environ[name] = value
+	}
 	if strings.TrimSpace(f.text) == "" {
 		f.report(nil, false, "the file is empty; a comment makes it a configuration that starts nothing")
 		return f, nil
@@ -190,7 +204,7 @@ func parse(path string, data []byte, o Options) (*file, *Config) {
 	}
 	c := &Config{Path: path, Sum: sha256.Sum256(data)}
 	var template Client
-	t := &target{daemon: &c.Daemon, watchdog: &c.Watchdog, client: &template}
+	t := &target{daemon: &c.Daemon, watchdog: &c.Watchdog, client: &template, group: new(Group)}
 	for _, k := range keys {
 		k.reset(t)
 	}
@@ -198,7 +212,7 @@ func parse(path string, data []byte, o Options) (*file, *Config) {
 		switch {
 		case !slices.Contains(sections, name):
 			f.report([]string{name}, false, "%s", f.unknownSection(name))
-		case name != "client":
+		case !named(name):
 			f.fill([]string{name}, t)
 		}
 	}
@@ -206,10 +220,13 @@ func parse(path string, data []byte, o Options) (*file, *Config) {
 	if c.Watchdog.Timeout() > timeoutMax {
 		f.report([]string{"watchdog"}, false, "interval x misses in [watchdog] is %v; at most %v is possible", c.Watchdog.Timeout(), timeoutMax)
 	}
-	for _, name := range f.clients() {
-		f.client(c, template, name)
+	for _, name := range f.tables("client") {
+		if f.client(c, template, name); len(c.Clients) > clientsMax {
+			f.report([]string{"client", name}, false, "these are more than %d clients", clientsMax)
+			return f, nil
+		}
 	}
-	f.names(c)
+	f.relate(c)
 	return f, c
 }
 
@@ -245,10 +262,10 @@ func (f *file) finishDaemon(d *Daemon, o Options) {
 	}
 }
 
-// client adds [client.name] to c.
+// client adds [client.name] to c, or its instances.
 func (f *file) client(c *Config, cl Client, name string) {
 	path := []string{"client", name}
-	cl.Name = name
+	cl.Name, cl.Base = name, name
 	f.fill(path, &target{client: &cl})
 	if slices.Equal(f.where(name, "command"), path) {
 		f.report(path, false, "[%s] has no command", section(path))
@@ -265,35 +282,35 @@ func (f *file) client(c *Config, cl Client, name string) {
 	if cl.TTY {
 		f.report(f.where(name, "tty"), true, "client %q has a terminal of zhxd's (tty): it is restarted if zhxd crashes", name)
 	}
-	c.Clients = append(c.Clients, cl)
+	if cl.Oneshot {
+		f.oneshot(&cl)
+	}
+	if len(cl.OnFailure) > 0 && cl.StartLimit.Burst == 0 {
+		f.report(f.where(name, "on_failure"), true, "on_failure of client %q is never executed: it has no start_limit", name)
+	}
+	if cl.Instances > 0 && len(cl.Names) > 0 {
+		f.report(f.where(name, "names"), false, "names in [%s]: a client with instances has no further names", section(path))
+	}
+	for i := range max(1, cl.Instances) {
+		one := cl
+		if cl.Instances > 0 {
+			one.Name = cl.instance(i + 1)
+		}
+		f.expand(&one)
+		c.Clients = append(c.Clients, one)
+	}
 }
 
-// names checks how clients are called, by their own names and the further ones.
-func (f *file) names(c *Config) {
-	owner := make(map[string]string)
-	for _, cl := range c.Clients {
-		owner[cl.Name] = cl.Name
-	}
-	for _, cl := range c.Clients {
-		at := []string{"client", cl.Name}
-		what := "[" + section(at) + "]"
-		for i, n := range append([]string{cl.Name}, cl.Names...) {
-			if i == 1 {
-				at, what = f.where(cl.Name, "names"), "names in "+what
-			}
-			switch {
-			case !wire.ValidName(n):
-				f.report(at, false, "%s: %q is no name; a name has 1 to 64 of A-Z a-z 0-9 _ -, and no - in front", what, n)
-			case wire.Reserved(n):
-				f.report(at, false, "%s: the name %q is reserved", what, n)
-			case i > 0 && owner[n] != "":
-				f.report(at, false, "name %q of client %q is also a name of client %q", n, cl.Name, owner[n])
-			case len(n) > wire.NameSize:
-				f.report(at, true, "name %q has %d bytes: protocol 1 cannot address it, its names have at most %d", n, len(n), wire.NameSize)
-			}
-			if owner[n] == "" {
-				owner[n] = cl.Name
-			}
-		}
+func (cl *Client) instance(n int) string { return fmt.Sprintf("%s-%d", cl.Base, n) }
+
+// oneshot is what that key means for restart, which is "always" only where nobody said so.
+func (f *file) oneshot(cl *Client) {
+	at := f.entry(cl.Name, "restart")
+	switch {
+	case cl.Restart != procman.Always:
+	case at == nil || at[0] == "defaults" && f.where(cl.Name, "oneshot")[0] == "client": // nearer than restart
+		cl.Restart = procman.OnFailure
+	default:
+		f.report(at, false, "client %q is oneshot: restart must be %s, not \"always\"", cl.Name, quoted(procman.OnFailure, procman.Never))
 	}
 }

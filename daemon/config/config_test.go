@@ -16,7 +16,7 @@ import (
 	"zhx/procman"
 )
 
-var inRun = Options{RunDir: "/run/zhx"}
+var inRun = Options{RunDir: "/run/zhx", Environ: []string{"HOME=/root", "VARIABLE=value", "EMPTY=", "ZHX_NAME=outer"}}
 
 // parsed is what Parse says of text, the path being clients.toml: the Config, and all problems as lines.
 func parsed(text string) (*Config, []string) {
@@ -70,7 +70,7 @@ func TestProblems(t *testing.T) {
 		{"an unknown key before any section", "x = 1\n", []string{`1: error: unknown key "x" outside of any section`}},
 		{"a misspelt section", "[clients.modem]\ncommand = ['x']\n", []string{`1: error: unknown section [clients]; did you mean [client]?`}},
 		{"a client without client", "[modem]\ncommand = ['x']\n", []string{`1: error: unknown section [modem]; did you mean [client.modem]?`}},
-		{"an unknown section", "[\"böse\\u0007\"]\nx = 1\n", []string{`1: error: unknown section ["böse\u0007"]; there are [daemon], [watchdog], [defaults], [client]`}},
+		{"an unknown section", "[\"böse\\u0007\"]\nx = 1\n", []string{`1: error: unknown section ["böse\u0007"]; there are [daemon], [watchdog], [defaults], [client], [group]`}},
 		{"one client without a name", "[client]\ncommand = ['x']\n", []string{`2: error: "command" in [client]: clients are written [client.NAME]`}},
 		{"a list of clients", "[[client]]\nname = 'x'\n", []string{`1: error: clients are written [client.NAME]`}},
 		{"client is no table", "client = 1\n", []string{`1: error: clients are written [client.NAME]`}},
@@ -99,8 +99,8 @@ B = "x"
 [client."c d"]
 command = ["x"]
 `, []string{
-			`3: error: command in [client.a]: has a single % in "50%", which is kept for a later meaning; write %% for the character`,
-			`7: error: environment in [client.a]: "B" has a single $ in "$HOME", which is kept for a later meaning; write $$ for the character`,
+			`3: error: command in [client.a]: has a single % in "50%", which is neither ${VARIABLE} nor %n; write %% for the character`,
+			`7: error: environment in [client.a]: "B" has a single $ in "$HOME", which is neither ${VARIABLE} nor %n; write $$ for the character`,
 			`11: error: environment in [client.b]: "A" must be a string, not 5`,
 			`12: error: unknown key "enviroment" in [client.b]; did you mean "environment"?`,
 			`15: error: [client."c d"]: "c d" is no name; a name has 1 to 64 of A-Z a-z 0-9 _ -, and no - in front`}},
@@ -158,7 +158,7 @@ command = ["x"]
 		{"no signal", "[client.a]\ncommand = ['x']\nstop_signal = 'SIGTREM'\n", []string{`3: error: stop_signal in [client.a]: must be the name of a signal, as "SIGTERM", not "SIGTREM"`}},
 		{"no user", "[client.a]\ncommand = ['x']\nuser = 1000\ngroup = 'a%b'\n", []string{
 			`3: error: user in [client.a]: must be the name or number of a user in quotes, not 1000`,
-			`4: error: group in [client.a]: has a single % in "a%b", which is kept for a later meaning; write %% for the character`}},
+			`4: error: group in [client.a]: has a single % in "a%b", which has no meaning here; write %% for the character`}},
 		{"modes", "[daemon]\nsocket_mode = 0o660\n", []string{`2: error: socket_mode in [daemon]: must be an octal mode in quotes, as "0660", not 432`}},
 		{"modes", "[daemon]\nsocket_mode = '1777'\n", []string{`2: error: socket_mode in [daemon]: must be an octal mode in quotes, as "0660", not "1777"`}},
 		{"the network", "[daemon]\ntcp = '0.0.0.0:8000'\n",
@@ -237,10 +237,11 @@ command = ["/bin/a"]
 	client := func(name string, command ...string) Client {
 		return Client{
 			Spec: procman.Spec{Name: name, Command: command, Directory: "/", Environment: map[string]string{"LANG": "C", "A": "defaults"},
-				Autostart: true, Restart: procman.Always, RestartDelay: 100 * time.Millisecond, RestartDelayMax: 30 * time.Second,
+				Groups: []string{}, Umask: 0o022, CPUAffinity: []int{}, DependsOn: []string{}, Ready: procman.ReadySpawn, StartTimeout: 30 * time.Second,
+				OnFailure: []string{}, SuccessCodes: []int{0}, Autostart: true, Restart: procman.Always, RestartDelay: 100 * time.Millisecond, RestartDelayMax: 30 * time.Second,
 				StableAfter: 5 * time.Second, StopSignal: syscall.SIGINT, StopTimeout: 5 * time.Second,
 				FrozenTimeout: 10 * time.Second, KillStrays: true},
-			Names: []string{}, Watchdog: "auto", WatchdogTimeout: 10 * time.Second,
+			Base: name, Names: []string{}, Watchdog: "auto", WatchdogTimeout: 10 * time.Second,
 		}
 	}
 	z, b, a := client("z", "prog", "100%", "$x"), client("b", "/bin/b"), client("a", "/bin/a")

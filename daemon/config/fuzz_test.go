@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"reflect"
 	"strings"
@@ -13,15 +14,18 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"zhx/procman"
 )
 
 // Whatever the bytes, there is a Config or Problems that lie within the file; and a valid file says, written anew from its
 // Config, the same.
 func FuzzConfig(f *testing.F) {
 	for _, k := range keys {
-		section := strings.Replace(k.section, "client", "client.a", 1)
+		section := strings.Trim(strings.Replace(heading(k.section), "NAME", "a", 1), "[]")
 		f.Add("[" + section + "]\n" + k.name + " = " + k.defaultValue + "\n")
 	}
+	f.Add("[client.a]\ncommand=['x%n', '${HOME}%%']\ninstances=2\nlog_file='/%n'\n[client.b]\ncommand=['y']\ndepends_on=['a']\nstart_limit={burst=1,interval='1s'}\nlimit_as='2G'\n[group.c]\nclients=['b','a-1']\nrestart='all'\n")
 	for _, text := range []string{"", "\n", "a", "[client.a]\ncommand=['x']\n[client.a.x]\n", "[[client]]\n", "client.a.command=['x', \"\"\"\ny\"\"\"]\nclient.a.names=['b']\n", "\xef\xbb\xbf[client]\r\n", "client={a={command=[\n'x']}}", "a = \"\\\x00\"\n", "[client.\"\"]\n", "a=[[[[[{b=[1]}]]]]]"} {
 		f.Add(text)
 	}
@@ -47,6 +51,9 @@ func FuzzConfig(f *testing.F) {
 			t.Fatalf("%v in what was written anew:\n%s", err, written(c))
 		}
 		anew.Sum, anew.Warnings = c.Sum, c.Warnings
+		for i, cl := range c.Clients { // instances were written as clients
+			anew.Clients[i].Base, anew.Clients[i].Instances = cl.Base, cl.Instances
+		}
 		if d := cmp.Diff(c, anew); d != "" {
 			t.Errorf("written anew as\n%s\nit differs: %s", written(c), d)
 		}
@@ -59,7 +66,7 @@ func written(c *Config) string {
 	section := func(kind, name string, t *target) {
 		fmt.Fprintf(&b, "[%s]\n", name)
 		for _, k := range keys {
-			if k.section == kind {
+			if k.section == kind && k.name != "instances" {
 				fmt.Fprintf(&b, "%s = %s\n", k.name, literal(k, k.get(t)))
 			}
 		}
@@ -68,6 +75,9 @@ func written(c *Config) string {
 	section("watchdog", "watchdog", &target{watchdog: &c.Watchdog})
 	for i := range c.Clients {
 		section("client", "client."+c.Clients[i].Name, &target{client: &c.Clients[i]})
+	}
+	for i := range c.Groups {
+		section("group", "group."+c.Groups[i].Name, &target{group: &c.Groups[i]})
 	}
 	return b.String()
 }
@@ -83,12 +93,33 @@ func literal(k key, v any) string {
 	case syscall.Signal:
 		return quote(unix.SignalName(v))
 	case bool:
-		if k.name == "strays" {
+		switch {
+		case k.name == "strays":
 			return map[bool]string{true: "'kill'", false: "'ignore'"}[v]
+		case k.section == "group":
+			return map[bool]string{true: "'all'", false: "'one'"}[v]
 		}
 		return fmt.Sprint(v)
 	case int:
+		if k.name == "umask" {
+			return fmt.Sprintf("'%04o'", v)
+		}
 		return fmt.Sprint(v)
+	case []int:
+		return strings.ReplaceAll(fmt.Sprint(v), " ", ", ")
+	case *uint64:
+		switch {
+		case v == nil:
+			return "''"
+		case *v == math.MaxUint64:
+			return "'unlimited'"
+		}
+		return fmt.Sprint(*v)
+	case procman.StartLimit:
+		if v.Burst == 0 {
+			return "{}"
+		}
+		return fmt.Sprintf("{ burst = %d, interval = '%v' }", v.Burst, v.Interval)
 	case []string:
 		var items []string
 		for _, s := range v {

@@ -6,6 +6,7 @@ package config
 import (
 	"fmt"
 	"io/fs"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,11 +24,12 @@ const (
 	classLive    class = "live"    // to what runs
 	classRestart class = "restart" // the client's process is replaced
 	classDaemon  class = "daemon"  // when zhxd is restarted
+	classSpec    class = ""        // as the tag of the key's field in procman.Spec says
 )
 
 // A key is one row of the table.
 type key struct {
-	section      string // "daemon", "watchdog", or "client": those may also stand in [defaults]
+	section      string // "daemon", "watchdog", "group", or "client": those may also stand in [defaults]
 	name         string
 	class        class
 	defaultValue string // as TOML; "" if there is none
@@ -40,16 +42,17 @@ type target struct {
 	daemon   *Daemon
 	watchdog *Watchdog
 	client   *Client
+	group    *Group
 }
 
 // sections are the tables of the top level.
-var sections = []string{"daemon", "watchdog", "defaults", "client"}
+var sections = []string{"daemon", "watchdog", "defaults", "client", "group"}
 
 // keys are all keys, in the order in which they are documented.
 var keys = []key{
 	{"daemon", "socket", classDaemon, "", path(func(t *target) *string { return &t.daemon.Socket }),
 		"The Unix socket that clients connect to; without it, zhx.sock in run_dir."},
-	{"daemon", "socket_mode", classDaemon, `"0666"`, mode(func(t *target) *fs.FileMode { return &t.daemon.SocketMode }),
+	{"daemon", "socket_mode", classDaemon, `"0666"`, octal("0660", func(t *target) *fs.FileMode { return &t.daemon.SocketMode }),
 		"The mode of that socket; names and identity guard it, a narrower mode may as well."},
 	{"daemon", "socket_group", classDaemon, `""`, account("group", func(t *target) *string { return &t.daemon.SocketGroup }),
 		`The group of that socket; "" is zhxd's own.`},
@@ -73,40 +76,83 @@ var keys = []key{
 	{"watchdog", "misses", classLive, `3`, number(1, 1000, func(t *target) *int { return &t.watchdog.Misses }),
 		"After how many intervals without a feed a client is late."},
 
-	{"client", "command", classRestart, "", command(func(t *target) *[]string { return &t.client.Command }),
+	{"client", "command", classSpec, "", command(false, func(t *target) *[]string { return &t.client.Command }),
 		"The program and its arguments, which each client needs, without a shell; a program without a slash is looked up in PATH."},
-	{"client", "names", classLive, `[]`, clientNames(func(t *target) *[]string { return &t.client.Names }),
+	{"client", "names", classLive, `[]`, words(0, `a list of names, as ["other"]`, func(t *target) *[]string { return &t.client.Names }),
 		"Further names that the client may claim, all watched as one."},
-	{"client", "directory", classRestart, `"/"`, path(func(t *target) *string { return &t.client.Directory }),
+	{"client", "instances", classLive, "", number(1, 64, func(t *target) *int { return &t.client.Instances }),
+		"How many clients are made of it, NAME-1 and so on; without it, there is the one client NAME."},
+	{"client", "directory", classSpec, `"/"`, path(func(t *target) *string { return &t.client.Directory }),
 		"The directory that the program starts in."},
-	{"client", "environment", classRestart, `{}`, environment(func(t *target) *map[string]string { return &t.client.Environment }),
+	{"client", "environment", classSpec, `{}`, environment(func(t *target) *map[string]string { return &t.client.Environment }),
 		"Variables for the program, added to those of [defaults]."},
-	{"client", "user", classRestart, `""`, account("user", func(t *target) *string { return &t.client.User }),
+	{"client", "environment_file", classSpec, `""`, optionalPath(func(t *target) *string { return &t.client.EnvironmentFile }),
+		`A file of lines KEY=value, read before each start, that environment goes before; "" is none.`},
+	{"client", "user", classSpec, `""`, account("user", func(t *target) *string { return &t.client.User }),
 		`The user that the program runs as; "" is zhxd's own.`},
-	{"client", "group", classRestart, `""`, account("group", func(t *target) *string { return &t.client.Group }),
+	{"client", "group", classSpec, `""`, account("group", func(t *target) *string { return &t.client.Group }),
 		`The group that the program runs as; "" is the user's.`},
-	{"client", "tty", classRestart, `false`, boolean(func(t *target) *bool { return &t.client.TTY }),
+	{"client", "groups", classSpec, `[]`, words(0, `a list of names or numbers of groups in quotes, as ["dialout"]`, func(t *target) *[]string { return &t.client.Groups }),
+		"Further groups of the program, beside the user's own."},
+	{"client", "tty", classSpec, `false`, boolean(func(t *target) *bool { return &t.client.TTY }),
 		"Gives the program a terminal to write to, for those that buffer their output otherwise."},
-	{"client", "autostart", classLive, `true`, boolean(func(t *target) *bool { return &t.client.Autostart }),
+	{"client", "umask", classSpec, `"0022"`, octal("0022", func(t *target) *int { return &t.client.Umask }),
+		"The permissions that files made by the program do not get."},
+	{"client", "limit_nofile", classSpec, `""`, files(func(t *target) **uint64 { return &t.client.LimitNofile }),
+		`How many open files the program may have; "" is zhxd's own limit.`},
+	{"client", "limit_core", classSpec, `""`, size(func(t *target) **uint64 { return &t.client.LimitCore }),
+		`How many bytes a core dump of the program may have; "" is zhxd's own limit.`},
+	{"client", "limit_as", classSpec, `""`, size(func(t *target) **uint64 { return &t.client.LimitAS }),
+		`How many bytes of address space the program may have; "" is zhxd's own limit.`},
+	{"client", "nice", classSpec, `0`, number(-20, 19, func(t *target) *int { return &t.client.Nice }),
+		"The program's nice value, the lowest being served first."},
+	{"client", "cpu_affinity", classSpec, `[]`, numbers(0, 0, 1023, func(t *target) *[]int { return &t.client.CPUAffinity }),
+		"The processors that the program may run on; [] is zhxd's own."},
+	{"client", "oom_score_adj", classSpec, `0`, number(-1000, 1000, func(t *target) *int { return &t.client.OOMScoreAdj }),
+		"How readily the kernel kills the program when memory runs out, -1000 being never."},
+	{"client", "no_new_privileges", classSpec, `false`, boolean(func(t *target) *bool { return &t.client.NoNewPrivileges }),
+		"Keeps the program from gaining privileges through setuid files and the like."},
+	{"client", "log_file", classSpec, `""`, logFile(func(t *target) *string { return &t.client.LogFile }),
+		`A file that what the program prints is also written to, one of its own for each client; "" is none.`},
+	{"client", "autostart", classSpec, `true`, boolean(func(t *target) *bool { return &t.client.Autostart }),
 		"Starts the client together with zhxd."},
-	{"client", "restart", classLive, `"always"`, word(func(t *target) *procman.RestartPolicy { return &t.client.Restart }, procman.Always, procman.OnFailure, procman.Never),
+	{"client", "depends_on", classSpec, `[]`, words(0, `a list of clients, as ["other"]`, func(t *target) *[]string { return &t.client.DependsOn }),
+		"Clients that must be ready before this one starts, and that stop after it."},
+	{"client", "ready", classSpec, `"spawn"`, word(func(t *target) *procman.ReadyWhen { return &t.client.Ready }, procman.ReadySpawn, procman.ReadyRegister, procman.ReadyNotify),
+		"When the client is ready: its process exists, it has registered, or it has said READY=1 as sd_notify does."},
+	{"client", "start_timeout", classSpec, `"30s"`, duration("0s", "24h", func(t *target) *time.Duration { return &t.client.StartTimeout }),
+		`How long it may take from start to ready, unless it is oneshot, before it is killed; "0s" is for ever.`},
+	{"client", "oneshot", classSpec, `false`, boolean(func(t *target) *bool { return &t.client.Oneshot }),
+		`The program runs to its end once, and is ready then; restart is "on-failure" unless it is set.`},
+	{"client", "restart", classSpec, `"always"`, word(func(t *target) *procman.RestartPolicy { return &t.client.Restart }, procman.Always, procman.OnFailure, procman.Never),
 		"After which ends the client is started again."},
-	{"client", "restart_delay", classLive, `"100ms"`, duration("1ms", "1h", func(t *target) *time.Duration { return &t.client.RestartDelay }),
+	{"client", "restart_delay", classSpec, `"100ms"`, duration("1ms", "1h", func(t *target) *time.Duration { return &t.client.RestartDelay }),
 		"The wait before a restart; none after a stable run, doubled with each one that was not."},
-	{"client", "restart_delay_max", classLive, `"30s"`, duration("1ms", "24h", func(t *target) *time.Duration { return &t.client.RestartDelayMax }),
+	{"client", "restart_delay_max", classSpec, `"30s"`, duration("1ms", "24h", func(t *target) *time.Duration { return &t.client.RestartDelayMax }),
 		"The longest wait before a restart."},
-	{"client", "stable_after", classLive, `"5s"`, duration("0s", "24h", func(t *target) *time.Duration { return &t.client.StableAfter }),
-		"How long a run must last to be stable."},
-	{"client", "stop_signal", classLive, `"SIGTERM"`, signal(func(t *target) *syscall.Signal { return &t.client.StopSignal }),
+	{"client", "stable_after", classSpec, `"5s"`, duration("0s", "24h", func(t *target) *time.Duration { return &t.client.StableAfter }),
+		"How long a run must have been ready to be stable."},
+	{"client", "start_limit", classSpec, `{}`, startLimit(func(t *target) *procman.StartLimit { return &t.client.StartLimit }),
+		"How many restarts there may be within an interval, after which the client has failed; {} is any number."},
+	{"client", "on_failure", classSpec, `[]`, command(true, func(t *target) *[]string { return &t.client.OnFailure }),
+		"A program that is executed each time that start_limit is reached; [] is none."},
+	{"client", "success_exit_codes", classSpec, `[0]`, numbers(1, 0, 255, func(t *target) *[]int { return &t.client.SuccessCodes }),
+		"Exit codes that are no failure."},
+	{"client", "stop_signal", classSpec, `"SIGTERM"`, signal(func(t *target) *syscall.Signal { return &t.client.StopSignal }),
 		"The signal that asks the program to end."},
-	{"client", "stop_timeout", classLive, `"5s"`, duration("0s", "1h", func(t *target) *time.Duration { return &t.client.StopTimeout }),
+	{"client", "stop_timeout", classSpec, `"5s"`, duration("0s", "1h", func(t *target) *time.Duration { return &t.client.StopTimeout }),
 		"How long it may take to end before it is killed with all that it started."},
 	{"client", "watchdog", classLive, `"auto"`, word(func(t *target) *string { return &t.client.Watchdog }, "auto", "required", "off"),
 		"Whether the client is watched from its first watchdog packet on, from its start, or never."},
-	{"client", "watchdog_timeout", classLive, "", duration("10ms", "24h", func(t *target) *time.Duration { return &t.client.WatchdogTimeout }),
+	{"client", "watchdog_timeout", classSpec, "", duration("10ms", "24h", func(t *target) *time.Duration { return &t.client.WatchdogTimeout }),
 		"How long a watched client may be silent before it is killed and restarted; without it, [watchdog] interval x misses."},
-	{"client", "strays", classLive, `"kill"`, wordBool(func(t *target) *bool { return &t.client.KillStrays }, "kill", "ignore"),
+	{"client", "strays", classSpec, `"kill"`, wordBool(func(t *target) *bool { return &t.client.KillStrays }, "kill", "ignore"),
 		"What happens before the first start to running copies of the program that nobody manages."},
+
+	{"group", "clients", classLive, "", words(1, `a list of clients, as ["a", "b"]`, func(t *target) *[]string { return &t.group.Clients }),
+		"The clients that @NAME stands for on the command line, which each group needs."},
+	{"group", "restart", classLive, `"one"`, wordBool(func(t *target) *bool { return &t.group.RestartAll }, "all", "one"),
+		"Whether a client that fails is restarted alone or with the others of the group."},
 }
 
 // reset sets the default.
@@ -124,6 +170,17 @@ func (k *key) reset(t *target) {
 	}
 }
 
+// change says how a change of the key is applied.
+func (k *key) change() class {
+	spec := reflect.TypeFor[procman.Spec]()
+	for i := 0; i < spec.NumField() && k.class == classSpec; i++ {
+		if tag := spec.Field(i).Tag; tag.Get("key") == k.name {
+			return class(tag.Get("class"))
+		}
+	}
+	return k.class
+}
+
 // in tells whether the key may stand in a section of the top level.
 func (k *key) in(section string) bool {
 	return k.section == section || k.section == "client" && section == "defaults"
@@ -139,12 +196,23 @@ func keysOf(section string) (names []string) {
 	return names
 }
 
+// heading is a section as it is written in a file.
+func heading(section string) string {
+	if named(section) {
+		section += ".NAME"
+	}
+	return "[" + section + "]"
+}
+
+// named tells whether a section of the top level has tables with a name each.
+func named(section string) bool { return section == "client" || section == "group" }
+
 // homes says where a key of that name may stand, or "".
 func homes(name string) string {
 	var at []string
 	for _, s := range sections {
 		if slices.Contains(keysOf(s), name) {
-			at = append(at, "["+strings.Replace(s, "client", "client.NAME", 1)+"]")
+			at = append(at, heading(s))
 		}
 	}
 	return strings.Join(at, " or ")

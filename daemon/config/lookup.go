@@ -12,6 +12,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // lookUp adds the warnings that Load gives beyond Parse.
@@ -23,22 +26,79 @@ func (f *file) lookUp(c *Config) {
 	}
 	warn([]string{"daemon", "socket_group"}, "socket_group", findAccount("group", c.Daemon.SocketGroup))
 	warn([]string{"daemon", "control_group"}, "control_group", findAccount("group", c.Daemon.ControlGroup))
-	for _, cl := range c.Clients {
+	for _, cl := range c.sections() {
 		who := fmt.Sprintf("client %q cannot start as it is", cl.Name)
-		warn(f.where(cl.Name, "user"), who, findAccount("user", cl.User))
-		warn(f.where(cl.Name, "group"), who, findAccount("group", cl.Group))
+		at := func(key string) []string { return f.where(cl.Base, key) }
+		warn(at("user"), who, findAccount("user", cl.User))
+		warn(at("group"), who, findAccount("group", cl.Group))
+		for _, group := range cl.Groups {
+			warn(at("groups"), who, findAccount("group", group))
+		}
 		if _, err := os.Stat(cl.Directory + "/"); err != nil {
-			warn(f.where(cl.Name, "directory"), who, fmt.Errorf("directory %q: %w", cl.Directory, bare(err)))
+			warn(at("directory"), who, fmt.Errorf("directory %q: %w", cl.Directory, bare(err)))
+		}
+		if cl.EnvironmentFile != "" {
+			warn(at("environment_file"), who, readable(cl.EnvironmentFile))
 		}
 		if len(cl.Command) > 0 {
-			warn(f.where(cl.Name, "command"), who, findCommand(cl))
+			warn(at("command"), who, findCommand(cl, cl.Command[0]))
+		}
+		if len(cl.OnFailure) > 0 {
+			warn(at("on_failure"), fmt.Sprintf("on_failure of client %q cannot be executed", cl.Name), findCommand(cl, cl.OnFailure[0]))
+		}
+		for key, err := range beyond(cl) {
+			warn(at(key), who, err)
 		}
 	}
 }
 
+// readable tells whether zhxd can open a file.
+func readable(path string) error {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO must not hold zhxd up
+	if err != nil {
+		return fmt.Errorf("environment_file %q: %w", path, bare(err))
+	}
+	return file.Close()
+}
+
+// beyond has the keys that ask for more than zhxd may give, or the machine has.
+func beyond(cl Client) map[string]error {
+	keys := make(map[string]error)
+	if nr, err := os.ReadFile("/proc/sys/fs/nr_open"); err == nil && cl.LimitNofile != nil {
+		if most, err := strconv.ParseUint(strings.TrimSpace(string(nr)), 10, 64); err == nil && *cl.LimitNofile > most {
+			keys["limit_nofile"] = fmt.Errorf("the kernel gives at most %d open files (fs.nr_open)", most)
+		}
+	}
+	for _, n := range cl.CPUAffinity {
+		if _, err := os.Stat(fmt.Sprintf("/sys/devices/system/cpu/cpu%d", n)); errors.Is(err, fs.ErrNotExist) {
+			keys["cpu_affinity"] = fmt.Errorf("there is no processor %d", n)
+		}
+	}
+	if os.Geteuid() == 0 {
+		return keys
+	}
+	for _, limit := range []struct {
+		key      string
+		resource int
+		want     *uint64
+	}{{"limit_nofile", unix.RLIMIT_NOFILE, cl.LimitNofile}, {"limit_core", unix.RLIMIT_CORE, cl.LimitCore}, {"limit_as", unix.RLIMIT_AS, cl.LimitAS}} {
+		var has unix.Rlimit
+		if err := unix.Getrlimit(limit.resource, &has); err == nil && limit.want != nil && *limit.want > has.Max {
+			keys[limit.key] = fmt.Errorf("only root may set %s above %d, its hard limit", limit.key, has.Max)
+		}
+	}
+	if cl.Nice < 0 {
+		keys["nice"] = errors.New("only root may set a negative nice")
+	}
+	if cl.OOMScoreAdj < 0 {
+		keys["oom_score_adj"] = errors.New("only root may set a negative oom_score_adj")
+	}
+	return keys
+}
+
 // findCommand finds the program as the client's start will: in its PATH, or as a path seen from its directory.
-func findCommand(cl Client) error {
-	name, dirs, where := cl.Command[0], []string{cl.Directory}, ""
+func findCommand(cl Client, name string) error {
+	dirs, where := []string{cl.Directory}, ""
 	switch {
 	case filepath.IsAbs(name):
 		dirs = []string{"/"}

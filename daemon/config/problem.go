@@ -58,6 +58,9 @@ type file struct {
 	tree     map[string]any            // and for values
 	problems Problems
 	count    map[bool]int // of the warnings (true) and of the errors, those left out included
+	told     map[string]bool
+	environ  map[string]string
+	room     int // bytes that replacing variables may still add
 }
 
 // decode reads the TOML. A syntax error is the only problem then.
@@ -99,17 +102,26 @@ func printable(s string) string {
 	return b.String()
 }
 
-// report notes a problem with the key or section at path.
+// report notes a problem with the key or section at path. What several clients inherit is noted once.
 func (f *file) report(path []string, warning bool, format string, args ...any) {
-	if f.count[warning]++; f.count[warning] > problemsMax {
+	if f.count[warning] >= problemsMax {
+		f.count[warning]++
 		return
 	}
-	top := path[:min(len(path), 1)]
-	if len(path) > 1 && path[0] == "client" {
-		top = path[:2]
+	text := printable(fmt.Sprintf(format, args...))
+	if told := fmt.Sprintf("%q %v %s", path, warning, text); !f.told[told] {
+		f.told[told] = true
+		f.count[warning]++
+		f.problems = append(f.problems, Problem{File: f.path, Line: f.line(path), Section: section(top(path)), Text: text, Warning: warning})
 	}
-	f.problems = append(f.problems, Problem{
-		File: f.path, Line: f.line(path), Section: section(top), Text: printable(fmt.Sprintf(format, args...)), Warning: warning})
+}
+
+// top is the section that path leads into.
+func top(path []string) []string {
+	if len(path) > 1 && named(path[0]) {
+		return path[:2]
+	}
+	return path[:min(len(path), 1)]
 }
 
 // result is what Load and Parse return.
@@ -176,31 +188,39 @@ func (*undecodable) UnmarshalTOML(any) error { return errors.New("undecodable") 
 // where is the path of the first of the keys that a client has, itself or by [defaults]; else of the client.
 func (f *file) where(client string, keys ...string) []string {
 	for _, key := range keys {
-		for _, path := range [][]string{{"client", client, key}, {"defaults", key}} {
-			if f.md.IsDefined(path...) {
-				return path
-			}
+		if path := f.entry(client, key); path != nil {
+			return path
 		}
 	}
 	return []string{"client", client}
 }
 
-// clients lists the tables below client, in the order of the file.
-func (f *file) clients() (names []string) {
-	table, ok := f.tree["client"].(map[string]any)
-	if !ok && f.tree["client"] != nil {
-		f.report([]string{"client"}, false, "clients are written [client.NAME]")
+// entry is the path of a key, or of what lies below it, that a client has, itself or by [defaults]; or nil.
+func (f *file) entry(client string, key ...string) []string {
+	for _, path := range [][]string{{"client", client}, {"defaults"}} {
+		if path = append(path, key...); f.md.IsDefined(path...) {
+			return path
+		}
+	}
+	return nil
+}
+
+// tables lists the tables below client or group, in the order of the file.
+func (f *file) tables(kind string) (names []string) {
+	table, ok := f.tree[kind].(map[string]any)
+	if !ok && f.tree[kind] != nil {
+		f.report([]string{kind}, false, "%ss are written %s", kind, heading(kind))
 	}
 	seen := make(map[string]bool)
 	for _, key := range f.md.Keys() {
-		if key[0] != "client" || len(key) == 1 || seen[key[1]] {
+		if key[0] != kind || len(key) == 1 || seen[key[1]] {
 			continue
 		}
 		seen[key[1]] = true
 		if _, ok := table[key[1]].(map[string]any); ok {
 			names = append(names, key[1])
 		} else if table != nil {
-			f.report(key[:2], false, "%q in [client]: clients are written [client.NAME]", key[1])
+			f.report(key[:2], false, "%q in [%s]: %[2]ss are written %s", key[1], kind, heading(kind))
 		}
 	}
 	return names
@@ -238,10 +258,7 @@ func unknownKey(name string, path []string) string {
 	if h := homes(name); h != "" {
 		return fmt.Sprintf("%s; it belongs into %s", text, h)
 	}
-	if s := suggest(name, keysOf(path[0])); s != "" {
-		return fmt.Sprintf("%s; did you mean %q?", text, s)
-	}
-	return text
+	return text + didYouMean(name, keysOf(path[0]))
 }
 
 // unknownSection is what to say of a key at the top level that is none of ours.
@@ -254,8 +271,10 @@ func (f *file) unknownSection(name string) string {
 		return fmt.Sprintf("unknown key %q outside of any section", name)
 	}
 	text, meant := fmt.Sprintf("unknown section [%s]", section([]string{name})), suggest(name, sections)
-	if meant == "" && table["command"] != nil {
-		meant = section([]string{"client", name})
+	for key, kind := range map[string]string{"command": "client", "clients": "group"} {
+		if meant == "" && table[key] != nil {
+			meant = section([]string{kind, name})
+		}
 	}
 	if meant == "" {
 		return fmt.Sprintf("%s; there are [%s]", text, strings.Join(sections, "], ["))
@@ -266,12 +285,21 @@ func (f *file) unknownSection(name string) string {
 // section writes a path as it stands in brackets.
 func section(path []string) string { return printable(toml.Key(path).String()) }
 
+// didYouMean asks for the candidate that word was likely meant to be, if there is one.
+func didYouMean(word string, candidates []string) string {
+	if s := suggest(word, candidates); s != "" {
+		return fmt.Sprintf("; did you mean %q?", s)
+	}
+	return ""
+}
+
 // suggest is the candidate that word was likely meant to be, or "".
 func suggest(word string, candidates []string) string {
+	plain := strings.NewReplacer("-", "_")
 	best, at := "", min(max(2, len(word)/4), len(word)-1)+1
-	word = strings.ReplaceAll(strings.ToLower(word), "-", "_")
+	word = plain.Replace(strings.ToLower(word))
 	for _, c := range candidates {
-		if d := distance(word, c); d < at {
+		if d := distance(word, plain.Replace(strings.ToLower(c))); d < at {
 			best, at = c, d
 		}
 	}

@@ -4,9 +4,10 @@
 package config
 
 import (
+	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
+	"math"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
+
+	"zhx/procman"
 )
 
 // value is a kind of value at a place of the target.
@@ -107,6 +110,19 @@ func path(at func(*target) *string) value {
 	return str("an absolute path", at, func(s string) (string, bool) { return s, filepath.IsAbs(s) })
 }
 
+func optionalPath(at func(*target) *string) value {
+	return str(`an absolute path, or ""`, at, func(s string) (string, bool) { return s, s == "" || filepath.IsAbs(s) })
+}
+
+// logFile is an absolute path in which %n and ${VARIABLE} are replaced later.
+func logFile(at func(*target) *string) value {
+	return kind(`an absolute path, or ""`, at, func(v any, _ string) (string, bool, error) {
+		s, ok := v.(string)
+		_, err := raw(s)
+		return s, ok && (s == "" || filepath.IsAbs(s)), err
+	})
+}
+
 // account is a user or group. Whether it exists is only looked up for a warning: it may come later.
 func account(what string, at func(*target) *string) value {
 	return str("the name or number of a "+what+" in quotes", at, func(s string) (string, bool) { return s, true })
@@ -120,11 +136,11 @@ func signal(at func(*target) *syscall.Signal) value {
 	})
 }
 
-// mode is the permission bits of a file.
-func mode(at func(*target) *fs.FileMode) value {
-	return str(`an octal mode in quotes, as "0660"`, at, func(s string) (fs.FileMode, bool) {
+// octal is the permission bits of a file, or those that it does not get.
+func octal[T ~int | ~uint32](example string, at func(*target) *T) value {
+	return str("an octal mode in quotes, as "+strconv.Quote(example), at, func(s string) (T, bool) {
 		n, err := strconv.ParseUint(s, 8, 9)
-		return fs.FileMode(n), err == nil
+		return T(n), err == nil
 	})
 }
 
@@ -142,29 +158,104 @@ func loopback(at func(*target) *string) value {
 	})
 }
 
-// command is a program and its arguments.
-func command(at func(*target) *[]string) value {
-	return kind(`a list of strings that begins with a program, as ["/usr/bin/prog", "-x"]`, at, func(v any, _ []string) ([]string, bool, error) {
-		argv, ok, err := list(v, nil)
-		return argv, ok && len(argv) > 0 && argv[0] != "", err
+// command is a program and its arguments, in which %n and ${VARIABLE} are replaced later.
+func command(orNone bool, at func(*target) *[]string) value {
+	takes := `a list of strings that begins with a program, as ["/usr/bin/prog", "-x"]`
+	if orNone {
+		takes += ", or []"
+	}
+	return kind(takes, at, func(v any, _ []string) ([]string, bool, error) {
+		argv, ok, err := list(v, raw)
+		return argv, ok && (len(argv) == 0 && orNone || len(argv) > 0 && argv[0] != ""), err
 	})
 }
 
-func clientNames(at func(*target) *[]string) value {
-	return kind(`a list of names, as ["other"]`, at, list)
+// words is a list of strings that are not empty.
+func words(least int, takes string, at func(*target) *[]string) value {
+	return kind(takes, at, func(v any, _ []string) ([]string, bool, error) {
+		out, ok, err := list(v, text)
+		return out, ok && len(out) >= least && !slices.Contains(out, ""), err
+	})
 }
 
 // list is a list of strings.
-func list(v any, _ []string) (out []string, ok bool, err error) {
+func list(v any, understand func(string) (string, error)) (out []string, ok bool, err error) {
 	items, ok := v.([]any)
 	out = make([]string, len(items))
 	for i, item := range items {
 		s, is := item.(string)
 		if ok = ok && is; err == nil {
-			out[i], err = text(s)
+			out[i], err = understand(s)
 		}
 	}
 	return out, ok, err
+}
+
+// numbers is a set of numbers, sorted.
+func numbers(least int, low, high int64, at func(*target) *[]int) value {
+	takes := fmt.Sprintf("a list of different whole numbers from %d to %d, as [0, 1]", low, high)
+	return kind(takes, at, func(v any, _ []int) ([]int, bool, error) {
+		items, ok := v.([]any)
+		out := make([]int, len(items))
+		for i, item := range items {
+			n, is := item.(int64)
+			ok = ok && is && low <= n && n <= high
+			out[i] = int(n)
+		}
+		slices.Sort(out)
+		return out, ok && len(out) >= least && len(slices.Compact(slices.Clone(out))) == len(out), nil
+	})
+}
+
+// files is a limit of open files. The kernel has no unlimited one, not even for root.
+func files(at func(*target) **uint64) value {
+	return kind(`a whole number from 1 to 1000000000, or ""`, at, func(v any, _ *uint64) (*uint64, bool, error) {
+		n, is := v.(int64)
+		if !is {
+			return nil, v == "", nil
+		}
+		return new(uint64(n)), 1 <= n && n <= 1e9, nil
+	})
+}
+
+// size is a limit in bytes.
+func size(at func(*target) **uint64) value {
+	return kind(`a number of bytes, as 65536 or "64M" (K, M, G), or "unlimited", or ""`, at, func(v any, _ *uint64) (*uint64, bool, error) {
+		switch v := v.(type) {
+		case int64:
+			return new(uint64(v)), v >= 0, nil
+		case string:
+			if v == "" {
+				return nil, true, nil
+			}
+			if v == "unlimited" {
+				return new(uint64(math.MaxUint64)), true, nil
+			}
+			shift := 10 * (1 + strings.IndexByte("KMG", v[len(v)-1]))
+			n, err := strconv.ParseUint(v[:len(v)-1], 10, 63-shift)
+			return new(n << shift), err == nil && shift > 0, nil
+		}
+		return nil, false, nil
+	})
+}
+
+// startLimit is a number and a duration, or none.
+func startLimit(at func(*target) *procman.StartLimit) value {
+	const takes = `{ burst = 5, interval = "1m" } with 1 to 1000 and "1s" to "24h", or {}`
+	return kind(takes, at, func(v any, _ procman.StartLimit) (l procman.StartLimit, ok bool, err error) {
+		table, ok := v.(map[string]any)
+		if !ok || len(table) == 0 {
+			return l, ok, nil
+		}
+		burst, _ := table["burst"].(int64)
+		interval, _ := table["interval"].(string)
+		l.Burst = int(burst)
+		l.Interval, err = time.ParseDuration(interval)
+		if err != nil || len(table) > 2 || burst < 1 || burst > 1000 || l.Interval < time.Second || l.Interval > 24*time.Hour {
+			return l, false, errors.New("must be " + takes)
+		}
+		return l, true, nil
+	})
 }
 
 // entryError is what is wrong with one entry of a table.
@@ -181,7 +272,7 @@ func environment(at func(*target) *map[string]string) value {
 		maps.Copy(env, old)
 		for _, name := range slices.Sorted(maps.Keys(table)) {
 			s, ok := table[name].(string)
-			s, err := text(s)
+			s, err := raw(s)
 			switch {
 			case !ok:
 				err = fmt.Errorf("%q %w", name, wrong("a string", table[name]))
@@ -189,7 +280,7 @@ func environment(at func(*target) *map[string]string) value {
 				err = fmt.Errorf("%q %w", name, err)
 			case name == "" || strings.ContainsAny(name, "=\x00"):
 				err = fmt.Errorf("has %q, which is no name of a variable", name)
-			case name == "ZHX_SOCKET" || name == "ZHX_NAME" || name == "ZHX_RUN":
+			case zhxSets(name):
 				err = fmt.Errorf("has %s, which zhx sets itself", name)
 			}
 			if err != nil {
@@ -201,17 +292,9 @@ func environment(at func(*target) *map[string]string) value {
 	})
 }
 
-// text is a string as it is meant. % and $ have no meaning in it yet and are kept for one: they are written twice.
-func text(s string) (string, error) {
-	single := strings.NewReplacer("%%", "", "$$", "").Replace(s)
-	switch i := strings.IndexAny(single, "%$\x00"); {
-	case i < 0:
-		return strings.NewReplacer("%%", "%", "$$", "$").Replace(s), nil
-	case single[i] == 0:
-		return "", fmt.Errorf("has a NUL character in %q", s)
-	default:
-		return "", fmt.Errorf("has a single %[1]c in %[2]q, which is kept for a later meaning; write %[1]c%[1]c for the character", single[i], s)
-	}
+// zhxSets tells whether zhx itself sets a variable for each run.
+func zhxSets(name string) bool {
+	return name == "ZHX_SOCKET" || name == "ZHX_NAME" || name == "ZHX_RUN"
 }
 
 // wrong is the error for a value that is not what it must be.

@@ -42,12 +42,17 @@ func (c *Client) Status(ctx context.Context) (st Status, err error) {
 	return st, c.ask(ctx, "GET", "status", nil, decode(&st))
 }
 
+// Why returns what one client is doing, and how its last runs ended.
+func (c *Client) Why(ctx context.Context, name string) (y Why, err error) {
+	return y, c.ask(ctx, "GET", "why?"+url.Values{"name": {name}}.Encode(), nil, decode(&y))
+}
+
 // Start starts clients, or returns an Error and starts none. An Outcome may hold an Error of its own. So do Stop and Restart.
 func (c *Client) Start(ctx context.Context, w Which) (out Outcomes, err error) {
 	return out, c.ask(ctx, "POST", "start", w, decode(&out))
 }
 
-// Stop stops clients. It returns when nothing of them lives.
+// Stop stops clients. It returns when nothing of them lives, except of those that an Outcome says are Accepted.
 func (c *Client) Stop(ctx context.Context, w Which) (out Outcomes, err error) {
 	return out, c.ask(ctx, "POST", "stop", w, decode(&out))
 }
@@ -57,9 +62,10 @@ func (c *Client) Restart(ctx context.Context, w Which) (out Outcomes, err error)
 	return out, c.ask(ctx, "POST", "restart", w, decode(&out))
 }
 
-// Reload has the configuration read again. An invalid one is an Error with all its problems.
-func (c *Client) Reload(ctx context.Context) (res ReloadResult, err error) {
-	return res, c.ask(ctx, "POST", "reload", nil, decode(&res))
+// Reload has the configuration read again; with dry, it is only told what that would do. An invalid one is an Error with all its
+// problems.
+func (c *Client) Reload(ctx context.Context, dry bool) (res ReloadResult, err error) {
+	return res, c.ask(ctx, "POST", "reload", ReloadRequest{DryRun: dry}, decode(&res))
 }
 
 // Send sends one message to a client.
@@ -67,11 +73,10 @@ func (c *Client) Send(ctx context.Context, m SendRequest) error {
 	return c.ask(ctx, "POST", "send", m, decode(&struct{}{}))
 }
 
-// Shutdown ends zhxd, and returns its pid when its process has ended.
-func (c *Client) Shutdown(ctx context.Context, keep bool) (pid int, err error) {
-	var v ShutdownReply
+// Shutdown ends zhxd, and returns when its process has ended, or at once if the request is Accepted. With keep the clients go on.
+func (c *Client) Shutdown(ctx context.Context, keep bool) (answer ShutdownReply, err error) {
 	err = c.ask(ctx, "POST", "shutdown", ShutdownRequest{Keep: keep}, func(body io.Reader) error {
-		if err := decode(&v)(body); err != nil {
+		if err := decode(&answer)(body); err != nil {
 			return err
 		}
 		if _, err := io.Copy(io.Discard, body); !errors.Is(err, syscall.ECONNRESET) { // it ended with something of ours unread
@@ -79,7 +84,7 @@ func (c *Client) Shutdown(ctx context.Context, keep bool) (pid int, err error) {
 		}
 		return nil
 	})
-	return v.PID, err
+	return answer, err
 }
 
 // Logs hands each line to emit until the lines end, ctx ends, or emit returns an error, which Logs returns as it is.

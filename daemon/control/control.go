@@ -3,13 +3,15 @@
 //	zhxctl, curl ─> socket ─> Server ─ who is it? (SO_PEERCRED, groups) ─> Backend, which is the daemon
 //	                             └─ reading: whoever may connect · acting: root, zhxd's own uid, the control group
 //
-//	GET  /v1/status  /v1/logs?name=NAME&n=N&follow=1   (a line of JSON a line; name may be repeated or left out)
-//	POST /v1/start  /v1/stop  /v1/restart   {"names":["NAME"],"all":false}
-//	POST /v1/reload  /v1/send {"target":"","source":"","text":""}  /v1/shutdown {"keep":false}
+//	GET  /v1/status  /v1/why?name=NAME
+//	GET  /v1/logs?name=NAME&n=N&follow=1   (a line of JSON a line; name may be repeated or left out)
+//	POST /v1/start  /v1/stop  /v1/restart   {"names":["NAME","@GROUP"],"all":false}
+//	POST /v1/reload {"dry_run":false}  /v1/send {"target":"","source":"","text":""}  /v1/shutdown {"keep":false}
 //
 // The Server owns its connections and nothing else; all state is the Backend's. A client that does not read holds up its own
 // connection, until the write limit, and nothing else. The answer to shutdown ends together with the process: whoever reads to
-// its end knows that zhxd is gone, without asking again and again.
+// its end knows that zhxd is gone, without asking again and again. What would end the asker itself, since a client of zhx runs it,
+// begins when the answer has been sent.
 package control
 
 import "time"

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -23,7 +24,7 @@ import (
 // TestMain lets the test binary play zhxctl under another user: askEnv holds a socket, and it prints what became of a reload.
 func TestMain(m *testing.M) {
 	if path := os.Getenv(askEnv); path != "" {
-		_, err := Dial(path).Reload(context.Background())
+		_, err := Dial(path).Reload(context.Background(), false)
 		json.NewEncoder(os.Stdout).Encode(err)
 		os.Exit(0)
 	}
@@ -73,6 +74,8 @@ type fake struct {
 	lines   func(ctx context.Context, q LogQuery) <-chan LogLine
 	ended   chan struct{} // closed by Shutdown
 	working chan struct{} // Stop waits for it, if there is one
+
+	accept func() // begins what Shutdown has accepted, if there is one
 }
 
 func newFake() *fake { return &fake{asked: make(chan string, 100), ended: make(chan struct{})} }
@@ -83,7 +86,13 @@ func (f *fake) note(by Caller, format string, args ...any) error {
 }
 
 func (f *fake) Status(context.Context) Status {
-	return Status{Daemon: &DaemonStatus{Version: "1", PID: 7, ConfigState: "ok"}, Peers: []PeerStatus{{}}}
+	return Status{Daemon: &DaemonStatus{Version: "1", PID: 7, ConfigState: "ok"}, Groups: []GroupStatus{{Name: "@g"}}, Peers: []PeerStatus{{}}}
+}
+
+// Why knows a client that died once without a word.
+func (f *fake) Why(_ context.Context, name string) (Why, error) {
+	return Why{Name: name, State: "backoff", Now: "restarts at once", Deaths: []Death{{Run: 3, Reason: "unknown", At: Stamp{time.UnixMilli(0)}}}},
+		f.note(Caller{User: "?"}, "why %s", name)
 }
 func (f *fake) Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error) {
 	if f.err != nil {
@@ -108,17 +117,18 @@ func (f *fake) Stop(ctx context.Context, by Caller, w Which) ([]Outcome, error) 
 func (f *fake) Restart(_ context.Context, by Caller, w Which) ([]Outcome, error) {
 	return f.out, f.note(by, "restart %v", w)
 }
-func (f *fake) Reload(_ context.Context, by Caller) (ReloadResult, error) {
-	return ReloadResult{Plan: []PlanRow{{"gps", "live", "watchdog_timeout"}}}, f.note(by, "reload")
+func (f *fake) Reload(_ context.Context, by Caller, dry bool) (ReloadResult, error) {
+	return ReloadResult{Plan: []PlanRow{{"gps", "live", "watchdog_timeout"}}}, f.note(by, "reload %v", dry)
 }
 func (f *fake) Send(_ context.Context, by Caller, m SendRequest) error {
 	return f.note(by, "send %v", m)
 }
-func (f *fake) Shutdown(by Caller, keep bool) error {
-	if f.err == nil {
-		close(f.ended)
+func (f *fake) Shutdown(by Caller, keep bool) (ShutdownReply, func(), error) {
+	begin := func() { close(f.ended) }
+	if f.accept != nil {
+		begin = f.accept
 	}
-	return f.note(by, "shutdown %v", keep)
+	return ShutdownReply{Kept: 3, Accepted: f.accept != nil}, begin, f.note(by, "shutdown %v", keep)
 }
 
 // serve runs a server on path until the test ends or end is called, which returns when the server has ended.
@@ -188,20 +198,26 @@ func TestRoutes(t *testing.T) {
 		asked, reply                  string
 	}{
 		{"a status without clients has lists, not null", "GET", "/v1/status", "", 200, "",
-			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"counters":null},"clients":[],"peers":[{"names":[],"pid":null,"uid":null,"transport":"","protocol":0,"managed":false,"proof":"","stuck":false}]}`},
+			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"counters":null},"clients":[],"groups":[{"name":"@g","clients":[]}],"peers":[{"names":[],"pid":null,"uid":null,"transport":"","protocol":0,"managed":false,"proof":"","stuck":false}]}`},
 		{"names reach the backend with who asked", "POST", "/v1/stop", `{"names":["a","b"]}`, 200, "stop {[a b] false} by " + me, `{"v":1,"clients":[]}`},
 		{"all", "POST", "/v1/restart", `{"all":true}`, 200, "restart {[] true} by " + me, `{"v":1,"clients":[]}`},
 		{"start", "POST", "/v1/start", `{"names":["a"]}`, 200, "start {[a] false} by " + me, `{"v":1,"clients":[]}`},
 		{"neither names nor all", "POST", "/v1/stop", ``, 400, "", `{"error":"give either \"names\" or \"all\"","code":2}`},
 		{"both", "POST", "/v1/stop", `{"names":["a"],"all":true}`, 400, "", `{"error":"give either \"names\" or \"all\"","code":2}`},
-		{"reload needs no body", "POST", "/v1/reload", "", 200, "reload by " + me,
-			`{"v":1,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout"}],"problems":[]}`},
+		{"reload needs no body", "POST", "/v1/reload", "", 200, "reload false by " + me,
+			`{"v":1,"dry_run":false,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout"}],"problems":[]}`},
+		{"a dry run says so", "POST", "/v1/reload", `{"dry_run":true}`, 200, "reload true by " + me,
+			`{"v":1,"dry_run":true,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout"}],"problems":[]}`},
+		{"why has lists, not null", "GET", "/v1/why?name=gps", "", 200, "why gps by ?",
+			`{"v":1,"name":"gps","state":"backoff","ready":false,"now":"restarts at once","next_s":null,"waits_for":[],"deaths":[{"run":3,"pid":null,"reason":"unknown","code":null,"signal":null,"core":false,"detail":null,"errno":null,"at":"1970-01-01T00:00:00.000Z","ago_s":0,"uptime_s":0,"ready":false,"next":"","lines":[]}]}`},
+		{"why of nobody", "GET", "/v1/why", "", 400, "", `{"error":"why: give one name","code":2}`},
+		{"why of two", "GET", "/v1/why?name=a&name=b", "", 400, "", `{"error":"why: give one name","code":2}`},
 		{"send", "POST", "/v1/send", `{"target":"a","source":"b","text":"hi"}`, 200, "send {a b hi} by " + me, `{"v":1}`},
 		{"logs by default: all lines of all clients", "GET", "/v1/logs", "", 200, "logs {[] -1 false} by ?", ""},
 		{"logs with everything", "GET", "/v1/logs?name=a&name=b&n=5&follow=1", "", 200, "logs {[a b] 5 true} by ?", ""},
 		{"logs of a bad number", "GET", "/v1/logs?n=-2", "", 400, "", `{"error":"logs: n=\"-2\" is not a number of lines","code":2}`},
-		{"a wish that this version does not know", "POST", "/v1/reload", `{"dry_run":true}`, 400, "",
-			`{"error":"bad request: json: unknown field \"dry_run\"","code":2}`},
+		{"a wish that this version does not know", "POST", "/v1/reload", `{"slowly":true}`, 400, "",
+			`{"error":"bad request: json: unknown field \"slowly\"","code":2}`},
 		{"not JSON", "POST", "/v1/send", `target=a`, 400, "",
 			`{"error":"bad request: invalid character 'a' in literal true (expecting 'r')","code":2}`},
 		{"the wrong method", "GET", "/v1/stop", "", 405, "", "Method Not Allowed"},
@@ -240,7 +256,7 @@ func TestErrorsPass(t *testing.T) {
 		{"a time-out", fmt.Errorf("stop: %w", context.DeadlineExceeded), Error{Text: "stop: context deadline exceeded", Code: CodeTimeout}, 504},
 	} {
 		f.err = tt.err
-		_, err := c.Reload(t.Context())
+		_, err := c.Reload(t.Context(), false)
 		<-f.asked
 		if got, ok := err.(*Error); !ok || got.Text != tt.want.Text || got.Code != tt.want.Code || got.Hint != tt.want.Hint ||
 			!slices.Equal(got.Problems, tt.want.Problems) {
@@ -250,6 +266,12 @@ func TestErrorsPass(t *testing.T) {
 			t.Errorf("%s: HTTP %d, want %d", tt.purpose, status, tt.status)
 		}
 		<-f.asked
+		if _, err := c.Why(t.Context(), "a b&c"); err == nil || err.Error() != tt.want.Text {
+			t.Errorf("%s: why: got %v", tt.purpose, err)
+		}
+		if asked := <-f.asked; asked != "why a b&c by ?" {
+			t.Errorf("the backend was asked %q", asked)
+		}
 	}
 }
 

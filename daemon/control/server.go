@@ -68,6 +68,7 @@ type connKey struct{} // in a request's context: its *net.UnixConn
 func (s *Server) http(ctx context.Context) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/why", s.why)
 	mux.HandleFunc("GET /v1/logs", s.logs)
 	mux.Handle("POST /v1/start", clients(s, Backend.Start))
 	mux.Handle("POST /v1/stop", clients(s, Backend.Stop))
@@ -133,23 +134,38 @@ func acting[T any](s *Server, do func(w http.ResponseWriter, ctx context.Context
 	})
 }
 
-// clients makes the handler of a verb on clients.
+// clients makes the handler of a verb on clients. What was only accepted begins after the answer.
 func clients(s *Server, do func(Backend, context.Context, Caller, Which) ([]Outcome, error)) http.Handler {
-	return acting(s, func(_ http.ResponseWriter, ctx context.Context, by Caller, which Which) (any, error) {
+	return acting(s, func(w http.ResponseWriter, ctx context.Context, by Caller, which Which) (any, error) {
 		if which.All == (len(which.Names) > 0) {
 			return nil, Errorf(CodeUsage, "", `give either "names" or "all"`)
 		}
 		out, err := do(s.Backend, ctx, by, which)
-		return Outcomes{V: 1, Clients: list(out)}, err
+		if err != nil {
+			return nil, err
+		}
+		reply(w, http.StatusOK, Outcomes{V: 1, Clients: list(out)})
+		for _, c := range out {
+			if c.Begin != nil {
+				c.Begin()
+			}
+		}
+		return nil, nil
 	})
 }
 
-// reply writes v as a line of JSON. A reader that is gone needs no answer.
+// reply sends v as a line of JSON, whole, before it returns: the length is told where the body does not end with the connection.
+// A reader that is gone needs no answer.
 func reply(w http.ResponseWriter, status int, v any) {
 	extend(w)
+	body, _ := json.Marshal(v) // of a type of ours: it can be marshalled
 	w.Header().Set("Content-Type", "application/json")
+	if w.Header().Get("Transfer-Encoding") == "" {
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)+1))
+	}
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v)
+	_, _ = w.Write(append(body, '\n'))
+	_ = http.NewResponseController(w).Flush()
 }
 
 func refuse(w http.ResponseWriter, err error) {
@@ -173,11 +189,35 @@ func list[T any](s []T) []T { return append([]T{}, s...) }
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	st := s.Backend.Status(r.Context())
-	st.V, st.Clients, st.Peers = 1, list(st.Clients), list(st.Peers)
+	st.V, st.Clients, st.Groups, st.Peers = 1, list(st.Clients), list(st.Groups), list(st.Peers)
+	for i := range st.Clients {
+		st.Clients[i].WaitsFor = list(st.Clients[i].WaitsFor)
+	}
+	for i := range st.Groups {
+		st.Groups[i].Clients = list(st.Groups[i].Clients)
+	}
 	for i := range st.Peers {
 		st.Peers[i].Names = list(st.Peers[i].Names)
 	}
 	reply(w, http.StatusOK, st)
+}
+
+func (s *Server) why(w http.ResponseWriter, r *http.Request) {
+	names := r.URL.Query()["name"]
+	if len(names) != 1 {
+		refuse(w, Errorf(CodeUsage, "", "why: give one name"))
+		return
+	}
+	y, err := s.Backend.Why(r.Context(), names[0])
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	y.V, y.WaitsFor, y.Deaths = 1, list(y.WaitsFor), list(y.Deaths)
+	for i := range y.Deaths {
+		y.Deaths[i].Lines = list(y.Deaths[i].Lines)
+	}
+	reply(w, http.StatusOK, y)
 }
 
 // logs streams until the lines end or the reader goes, or takes nothing for the write limit.
@@ -223,9 +263,9 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *Server) reload(_ http.ResponseWriter, ctx context.Context, by Caller, _ struct{}) (any, error) {
-	res, err := s.Backend.Reload(ctx, by)
-	return ReloadResult{V: 1, Plan: list(res.Plan), Problems: list(res.Problems)}, err
+func (s *Server) reload(_ http.ResponseWriter, ctx context.Context, by Caller, m ReloadRequest) (any, error) {
+	res, err := s.Backend.Reload(ctx, by, m.DryRun)
+	return ReloadResult{V: 1, DryRun: m.DryRun, Plan: list(res.Plan), Problems: list(res.Problems)}, err
 }
 
 func (s *Server) send(_ http.ResponseWriter, ctx context.Context, by Caller, m SendRequest) (any, error) {
@@ -234,20 +274,24 @@ func (s *Server) send(_ http.ResponseWriter, ctx context.Context, by Caller, m S
 	}{1}, s.Backend.Send(ctx, by, m)
 }
 
-// shutdown answers before the server goes, and then leaves the connection open: the kernel closes it when the process has ended.
+// shutdown answers before anything ends, and then leaves the connection open: the kernel closes it when the process has ended.
 func (s *Server) shutdown(w http.ResponseWriter, _ context.Context, by Caller, m ShutdownRequest) (any, error) {
-	if err := s.Backend.Shutdown(by, m.Keep); err != nil {
+	answer, begin, err := s.Backend.Shutdown(by, m.Keep)
+	if err != nil {
 		return nil, err
 	}
-	w.Header().Set("Transfer-Encoding", "identity") // the body ends with the connection
-	reply(w, http.StatusOK, ShutdownReply{V: 1, PID: os.Getpid()})
-	control := http.NewResponseController(w)
-	if control.Flush() != nil {
-		return nil, nil // whoever asked is gone
+	defer begin()
+	answer.V, answer.PID = 1, os.Getpid()
+	if !answer.Accepted {
+		w.Header().Set("Transfer-Encoding", "identity") // the body ends with the connection
 	}
-	c, _, err := control.Hijack()
-	if err != nil {
+	reply(w, http.StatusOK, answer)
+	if answer.Accepted {
 		return nil, nil
+	}
+	c, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, nil // whoever asked is gone
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -210,8 +210,8 @@ func TestShutdown(t *testing.T) {
 		<-f2.ended
 		end2()
 	}()
-	if pid, err := Dial(path+"2").Shutdown(t.Context(), false); err != nil || pid != os.Getpid() {
-		t.Error(pid, err)
+	if answer, err := Dial(path+"2").Shutdown(t.Context(), true); err != nil || answer != (ShutdownReply{V: 1, PID: os.Getpid(), Kept: 3}) {
+		t.Error(answer, err)
 	}
 	f3 := newFake()
 	f3.err = &Error{Text: "no", Code: CodeFailed}
@@ -219,6 +219,51 @@ func TestShutdown(t *testing.T) {
 	if _, err := Dial(path+"3").Shutdown(t.Context(), false); err == nil {
 		t.Error("a refused shutdown succeeded")
 	}
+	select {
+	case <-f3.ended:
+		t.Error("a refused shutdown began")
+	default:
+	}
+}
+
+// What would end the asker begins when the answer has been sent: the asker has all of it, although what has begun does not return.
+func TestAcceptedBeginsAfterTheAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		purpose, verb, body, reply string
+	}{
+		{"stop", "stop", `{"names":["self"]}`, `{"v":1,"clients":[{"name":"self","pid":null,"text":"accepted","error":null,"accepted":true}]}`},
+		{"restart", "restart", `{"all":true}`, `{"v":1,"clients":[{"name":"self","pid":null,"text":"accepted","error":null,"accepted":true}]}`},
+		{"shutdown, whose answer ends although zhxd has not ended", "shutdown", ``,
+			fmt.Sprintf(`{"v":1,"pid":%d,"kept":3,"accepted":true}`, os.Getpid())},
+	} {
+		t.Run(tt.purpose, func(t *testing.T) {
+			path, f := filepath.Join(t.TempDir(), "s"), newFake()
+			begun, heard := make(chan struct{}), make(chan struct{})
+			f.accept = func() { close(begun); <-heard }
+			f.out = []Outcome{{Name: "self", Text: "accepted", Accepted: true, Begin: f.accept}}
+			serve(t, path, f, mine())
+			status, reply := curl(t, path, "POST", "/v1/"+tt.verb, tt.body)
+			if status != 200 || strings.TrimSuffix(reply, "\n") != tt.reply {
+				t.Errorf("got %d %s\nwant %s", status, reply, tt.reply)
+			}
+			close(heard)
+			<-begun
+		})
+	}
+	// It begins also when the asker has gone before.
+	path, f := filepath.Join(t.TempDir(), "s"), newFake()
+	f.asked = make(chan string) // the backend waits in it
+	begun := make(chan struct{})
+	f.out = []Outcome{{Name: "self", Accepted: true, Begin: func() { close(begun) }}}
+	serve(t, path, f, mine())
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(c, "POST /v1/restart HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n%s", `{"all":true}`)
+	c.Close()
+	<-f.asked
+	<-begun
 }
 
 // The end of the server cancels what is under way.

@@ -29,7 +29,15 @@ type Status struct {
 	V       int            `json:"v"`
 	Daemon  *DaemonStatus  `json:"daemon"`
 	Clients []ClientStatus `json:"clients"` // in the order of the configuration
+	Groups  []GroupStatus  `json:"groups"`
 	Peers   []PeerStatus   `json:"peers"`
+}
+
+// GroupStatus is a name that stands for several clients wherever names of clients are given: "@NAME" for [group.NAME], "NAME" for
+// a [client.NAME] with instances.
+type GroupStatus struct {
+	Name    string   `json:"name"`    // as it is typed
+	Clients []string `json:"clients"` // in the order of the configuration
 }
 
 // DaemonStatus is zhxd itself.
@@ -49,16 +57,29 @@ type ClientStatus struct {
 	Name      string          `json:"name"`
 	State     string          `json:"state"` // stopped | waiting | starting | running | stopping | backoff | failed | exited | unkillable
 	Ready     bool            `json:"ready"`
-	PID       *int            `json:"pid"`      // nil: no process
-	Run       *uint64         `json:"run"`      // nil: never started
-	Restarts  int64           `json:"restarts"` // since zhxd started, not counting those given by hand
-	Uptime    *float64        `json:"uptime_s"` // nil: no process
-	Next      *float64        `json:"next_s"`   // time until the next start; nil: none is planned
-	Why       *string         `json:"why"`      // failed, unkillable: what stands in the way
+	Phase     *string         `json:"phase"`     // reloading | stopping: what a run says of itself by sd_notify(3); nil: neither
+	Notice    *string         `json:"notice"`    // its STATUS= by sd_notify(3), as the child wrote it
+	WaitsFor  []string        `json:"waits_for"` // clients that it depends on and that are not ready
+	Adopted   bool            `json:"adopted"`   // its process was started by an earlier zhxd
+	PID       *int            `json:"pid"`       // nil: no process
+	Run       *uint64         `json:"run"`       // nil: never started
+	Restarts  int64           `json:"restarts"`  // since zhxd started, not counting those given by hand
+	Uptime    *float64        `json:"uptime_s"`  // nil: no process
+	Next      *float64        `json:"next_s"`    // time until the next start; nil: none is planned
+	Why       *string         `json:"why"`       // failed, unkillable: what stands in the way
 	Connected bool            `json:"connected"`
 	Watchdog  *WatchdogStatus `json:"watchdog"` // nil: off
 	LastExit  *ExitStatus     `json:"last_exit"`
 	Messages  Messages        `json:"messages"`
+	Log       *LogStatus      `json:"log"` // nil: nothing of it is kept
+}
+
+// LogStatus counts lines, over all runs of a client in this zhxd.
+type LogStatus struct {
+	Lines       int64 `json:"lines"`        // that it printed
+	Evicted     int64 `json:"evicted"`      // that are no longer kept in memory, and gave way to newer ones
+	Cut         int64 `json:"cut"`          // that were longer than zhxd keeps in one, and became several
+	FileDropped int64 `json:"file_dropped"` // that its log file did not get
 }
 
 // WatchdogStatus is the dog of the present run.
@@ -72,12 +93,45 @@ type WatchdogStatus struct {
 
 // ExitStatus is how the last run ended.
 type ExitStatus struct {
-	Reason string  `json:"reason"` // exit | signal | watchdog | stop | spawn | unknown
-	Code   *int    `json:"code"`   // nil: it did not exit by itself
-	Signal *string `json:"signal"` // "SIGKILL"; nil: none
-	Detail *string `json:"detail"` // for people: why a spawn failed, who stopped it
-	At     Stamp   `json:"at"`
-	Ago    float64 `json:"ago_s"`
+	// Reason: exit | signal | watchdog | stop | spawn | timeout (not ready within start_timeout) | dependency (for another client's
+	// sake) | unknown (the kernel did not tell).
+	Reason  string  `json:"reason"`
+	Code    *int    `json:"code"`    // nil: it did not exit by itself
+	Success bool    `json:"success"` // Code is one of success_exit_codes
+	Signal  *string `json:"signal"`  // "SIGKILL"; nil: none
+	Detail  *string `json:"detail"`  // for people: why a spawn failed, who stopped it
+	At      Stamp   `json:"at"`
+	Ago     float64 `json:"ago_s"`
+}
+
+// Why is the answer to GET /v1/why: what one client is doing, and how its last runs ended.
+type Why struct {
+	V        int      `json:"v"`
+	Name     string   `json:"name"`
+	State    string   `json:"state"`
+	Ready    bool     `json:"ready"`
+	Now      string   `json:"now"`       // one sentence: what it is doing and what happens next
+	Next     *float64 `json:"next_s"`    // time until the next start; nil: none is planned
+	WaitsFor []string `json:"waits_for"` // as in ClientStatus
+	Deaths   []Death  `json:"deaths"`    // the newest first, at most 16
+}
+
+// Death is the end of one run, or of the attempt at one.
+type Death struct {
+	Run    uint64   `json:"run"`
+	PID    *int     `json:"pid"`    // nil: it was never spawned
+	Reason string   `json:"reason"` // the words of ExitStatus
+	Code   *int     `json:"code"`   // nil: it did not exit by itself
+	Signal *string  `json:"signal"` // nil: none
+	Core   bool     `json:"core"`   // the kernel wrote a core file
+	Detail *string  `json:"detail"` // for people: who stopped it, why a spawn failed, what the watchdog says, which dependency
+	Errno  *string  `json:"errno"`  // "ENOENT": of a spawn; nil: none
+	At     Stamp    `json:"at"`
+	Ago    float64  `json:"ago_s"`
+	Uptime float64  `json:"uptime_s"`
+	Ready  bool     `json:"ready"` // it had become ready
+	Next   string   `json:"next"`  // for people: what followed, "restarts in 200ms"
+	Lines  []string `json:"lines"` // the last that it printed; what is not UTF-8 is U+FFFD, unlike in logs
 }
 
 // Messages counts what passed the broker for one client.
@@ -108,6 +162,7 @@ type LogLine struct {
 	Mono    float64 `json:"mono_s"`            // seconds, monotonic, from a start that is the same for all lines of one zhxd
 	Text    string  `json:"text"`              // without the line's end; as the child wrote it, bytes that are not UTF-8 included
 	Dropped int64   `json:"dropped,omitempty"` // lines of this client lost before this one, the reader being too slow
+	Cut     bool    `json:"cut,omitempty"`     // a line longer than zhxd keeps in one: it goes on in the next line of this client
 	Bytes   []byte  `json:"bytes,omitempty"`   // Text again where JSON cannot carry it: server and client fill it in and take it out
 }
 
@@ -118,18 +173,23 @@ type LogQuery struct {
 	Follow bool     // and what comes, until the reader goes
 }
 
-// Which names the clients that a verb acts on: either Names or All.
+// Which names the clients that a verb acts on: either Names or All. Names may hold those of groups, as they are typed.
 type Which struct {
 	Names []string `json:"names"`
 	All   bool     `json:"all"`
 }
 
-// Outcome is what became of one client of a Which. Text is for people: "started, pid 412", "was stopped already".
+// Outcome is what became of one client of a Which. Text is for people: "started", "was stopped already".
 type Outcome struct {
 	Name  string `json:"name"`
 	PID   *int   `json:"pid"`
 	Text  string `json:"text"`
 	Error *Error `json:"error"`
+	// Accepted: whoever asked belongs to this client's own process tree and would not live to hear the end, so that it is answered
+	// before the first signal. Begin starts what was accepted: the server calls it once, when the answer is on its way, also to an
+	// asker that is gone. It must return at once.
+	Accepted bool   `json:"accepted,omitempty"`
+	Begin    func() `json:"-"`
 }
 
 // Outcomes is the answer to start, stop and restart.
@@ -138,14 +198,22 @@ type Outcomes struct {
 	Clients []Outcome `json:"clients"`
 }
 
-// ReloadResult is what a re-reading of the configuration did. Problems holds warnings only: errors come as an Error.
+// ReloadRequest has the configuration read again. DryRun changes nothing.
+type ReloadRequest struct {
+	DryRun bool `json:"dry_run,omitempty"` // left out where it is false: a zhxd that does not know it still reloads
+}
+
+// ReloadResult is what a re-reading of the configuration did, or would do. Problems holds warnings only: errors come as an Error.
+// The server fills in DryRun.
 type ReloadResult struct {
 	V        int       `json:"v"`
+	DryRun   bool      `json:"dry_run"`
 	Plan     []PlanRow `json:"plan"`
 	Problems []Problem `json:"problems"`
 }
 
-// PlanRow is what a new configuration means for one client. Action is keep, live, restart, start or stop.
+// PlanRow is what a new configuration means for one client. Action is keep, live, restart, start or stop; Why has the keys that
+// changed.
 type PlanRow struct {
 	Name   string `json:"name"`
 	Action string `json:"action"`
@@ -173,10 +241,13 @@ type ShutdownRequest struct {
 	Keep bool `json:"keep"`
 }
 
-// ShutdownReply is the beginning of the answer to it; its end comes with the end of the process.
+// ShutdownReply is the beginning of the answer to it; its end comes with the end of the process, except where the request was
+// Accepted: then whoever asked belongs to a client that is stopped, and is not kept waiting. The server fills in V and PID.
 type ShutdownReply struct {
-	V   int `json:"v"`
-	PID int `json:"pid"`
+	V        int  `json:"v"`
+	PID      int  `json:"pid"`
+	Kept     int  `json:"kept"` // clients that go on
+	Accepted bool `json:"accepted,omitempty"`
 }
 
 // Caller is the process that asks for something, as the kernel named it when it connected.
@@ -194,17 +265,20 @@ func (c Caller) String() string { return fmt.Sprintf("%s (pid %d)", c.User, c.PI
 type Backend interface {
 	// Status never waits for anything that a client can hold up.
 	Status(ctx context.Context) Status
+	// Why, like Status, waits for nothing. It knows clients only, no groups.
+	Why(ctx context.Context, name string) (Why, error)
 	// Logs refuses unknown names before it returns. The channel is closed after the last line or when ctx ends.
 	Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error)
-	// Start, Stop and Restart return when that is done. An error means that nothing was begun.
+	// Start, Stop and Restart return when that is done, or accepted. An error means that nothing was begun.
 	Start(ctx context.Context, by Caller, w Which) ([]Outcome, error)
 	Stop(ctx context.Context, by Caller, w Which) ([]Outcome, error)
 	Restart(ctx context.Context, by Caller, w Which) ([]Outcome, error)
-	// Reload answers an invalid file with an *Error of CodeUsage that holds all problems.
-	Reload(ctx context.Context, by Caller) (ReloadResult, error)
+	// Reload answers an invalid file with an *Error of CodeUsage that holds all problems. dry says what it would do, and does not.
+	Reload(ctx context.Context, by Caller, dry bool) (ReloadResult, error)
 	Send(ctx context.Context, by Caller, m SendRequest) error
-	// Shutdown returns when the end has been set going, without waiting for it.
-	Shutdown(by Caller, keep bool) error
+	// Shutdown decides, and changes nothing yet. begin sets the end going, without waiting for it: the server calls it once, when
+	// the answer is on its way, also to an asker that is gone.
+	Shutdown(by Caller, keep bool) (answer ShutdownReply, begin func(), err error)
 }
 
 // Error is a refusal or a failure on its way to a person and a script. It is also the body of every answer that is not a success.

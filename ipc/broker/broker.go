@@ -87,6 +87,7 @@ type Gate interface {
 type Session interface {
 	Managed() bool            // the name belongs to a client that zhx manages
 	Account() *Account        // nil: not counted
+	Registered()              // cmd 0 took effect: the peer receives under the name
 	Arm()                     // cmd 1, wdt 0
 	Feed()                    // cmd 1, wdt 1
 	Hold()                    // zhxd stops reading this peer, since a receiver has no room; pairs nest

@@ -169,6 +169,7 @@ func (p *peer) register(c *claim) {
 		p.refuse(1, c.name, err)
 		return
 	}
+	c.session.Registered()
 	if older != nil {
 		p.b.count.replaced.Add(1)
 		p.b.log.Info("receiver replaced", older.attrs("client", c.name, "next", "a newer connection registered the name; this one is closed")...)

@@ -262,6 +262,7 @@ type session struct {
 
 func (s *session) Managed() bool     { return s.managed.Load() }
 func (s *session) Account() *Account { return &s.account }
+func (s *session) Registered()       {}
 func (s *session) Arm()              { s.armed.Add(1) }
 func (s *session) Feed()             { s.fed.Add(1) }
 func (s *session) Release()          { s.releases.Add(1) }

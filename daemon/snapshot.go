@@ -1,0 +1,183 @@
+// What zhxctl sees: published snapshots of procman, watchdog and broker, in the words of package control. Seeing never waits
+// for a client's loop.
+package daemon
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"zhx/daemon/control"
+	"zhx/ipc/broker"
+	"zhx/procman"
+)
+
+// Status implements control.Backend.
+func (b backend) Status(context.Context) control.Status {
+	conf, disk := b.config(), b.onDisk.Load()
+	st := control.Status{Daemon: &control.DaemonStatus{
+		Version: Version, PID: os.Getpid(), Uptime: control.Seconds(time.Since(b.began)),
+		Config: conf.Path, ConfigState: disk.word, Counters: b.counters(),
+	}}
+	if disk.err != "" {
+		st.Daemon.ConfigError = &disk.err
+	}
+	for _, p := range b.procs.Status() {
+		if c := b.client(p.Name); c != nil {
+			st.Clients = append(st.Clients, b.clientStatus(c, p))
+		}
+	}
+	for _, g := range conf.Groups {
+		st.Groups = append(st.Groups, control.GroupStatus{Name: "@" + g.Name, Clients: g.Clients})
+	}
+	instances := map[string][]string{}
+	for _, c := range conf.Clients {
+		if c.Base != c.Name {
+			instances[c.Base] = append(instances[c.Base], c.Name)
+		}
+	}
+	for base, names := range instances {
+		st.Groups = append(st.Groups, control.GroupStatus{Name: base, Clients: names})
+	}
+	slices.SortFunc(st.Groups, func(a, b control.GroupStatus) int { return strings.Compare(a.Name, b.Name) })
+	for _, p := range b.bus.Peers() {
+		st.Peers = append(st.Peers, peerStatus(p))
+	}
+	return st
+}
+
+// counters is everything that was lost or refused, by name, so that nothing is lost in silence.
+func (b backend) counters() map[string]int64 {
+	n := b.bus.Counters()
+	return map[string]int64{
+		"connections": n.Accepted, "messages_forwarded": n.Forwarded, "messages_undeliverable": n.Undeliverable,
+		"messages_dropped": n.Dropped, "packets_refused": n.Refused, "peers_malformed": n.Malformed, "peers_truncated": n.Truncated,
+		"peers_over_limit": n.OverLimit, "peers_no_descriptor": n.NoDescriptor, "peers_replaced": n.Replaced, "receivers_stuck": n.Stuck,
+		"armings_refused": b.unarmed.Load(), "feeds_ignored": b.unfed.Load(), "log_lines_dropped": b.out.Dropped(), "orphans_unplaced": b.kernel.Unplaced(),
+	}
+}
+
+func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus {
+	st := control.ClientStatus{
+		Name: p.Name, State: string(p.State), Ready: p.Ready, WaitsFor: p.WaitsFor, Adopted: p.Adopted, Restarts: p.Restarts, Connected: b.connected(c),
+		Messages: control.Messages{
+			Received: c.account.Received.Load(), Sent: c.account.Sent.Load(), Undeliverable: c.account.Undeliverable.Load(),
+			Dropped: c.account.Dropped.Load(), Held: c.account.Held.Load(),
+		},
+	}
+	if p.PID != 0 {
+		uptime := control.Seconds(time.Since(p.Since))
+		st.PID, st.Uptime = &p.PID, &uptime
+	}
+	if p.Run != 0 {
+		st.Run = &p.Run
+	}
+	if p.Notice != "" {
+		st.Notice = &p.Notice
+	}
+	if p.Phase != "" {
+		st.Phase = &p.Phase
+	}
+	if ring := b.procs.Ring(p.Name); ring != nil {
+		n := ring.Counters()
+		st.Log = &control.LogStatus{Lines: n.Lines, Evicted: n.Evicted, Cut: n.Cut, FileDropped: n.FileDropped}
+	}
+	if p.Text != "" && (p.State == procman.Failed || p.State == procman.Unkillable) {
+		st.Why = &p.Text
+	}
+	if !p.Next.IsZero() {
+		next := control.Seconds(time.Until(p.Next))
+		st.Next = &next
+	}
+	c.mu.Lock()
+	mode, timeout, s := c.conf.Watchdog, c.conf.WatchdogTimeout, c.current
+	c.mu.Unlock()
+	if mode != "off" {
+		st.Watchdog = &control.WatchdogStatus{Timeout: control.Seconds(timeout), Lapses: c.lapses.Load()}
+		if s != nil {
+			dog := s.theDog().Status()
+			st.Watchdog.Armed, st.Watchdog.Paused = dog.Armed, dog.Paused
+			if dog.Armed {
+				remaining := control.Seconds(dog.Remaining)
+				st.Watchdog.Remaining = &remaining
+			}
+		}
+	}
+	st.LastExit = exitStatus(p.LastExit)
+	return st
+}
+
+func (b backend) connected(c *client) bool {
+	return slices.ContainsFunc(c.names(), b.bus.Connected)
+}
+
+func exitStatus(e *procman.LastExit) *control.ExitStatus {
+	if e == nil {
+		return nil
+	}
+	d := death(*e)
+	return &control.ExitStatus{Reason: d.Reason, Code: d.Code, Success: e.Success, Signal: d.Signal, Detail: d.Detail, At: d.At, Ago: d.Ago}
+}
+
+// death is the end of one run for people and scripts.
+func death(e procman.LastExit) control.Death {
+	d := control.Death{Run: e.Run, Reason: string(e.Reason), Core: e.Core, At: control.Stamp{Time: e.At}, Ago: control.Seconds(time.Since(e.At)),
+		Uptime: control.Seconds(e.Lived), Ready: e.Ready, Next: e.Next, Lines: e.Lines}
+	if e.PID != 0 {
+		d.PID = &e.PID
+	}
+	if e.Signal != "" {
+		d.Signal = &e.Signal
+	} else if e.Code >= 0 && e.Reason != procman.BySpawn {
+		d.Code = &e.Code
+	}
+	switch e.Reason {
+	case procman.ByFrozen: // in state T for the watchdog's timeout: the same rule, seen by the kernel
+		d.Reason = string(procman.ByWatchdog)
+	case procman.BySpawn:
+		if name := unix.ErrnoName(unix.Errno(e.Code)); e.Code != 0 && name != "" {
+			d.Errno = &name
+		}
+	}
+	if e.Text != "" {
+		d.Detail = &e.Text
+	}
+	return d
+}
+
+// Why implements control.Backend.
+func (b backend) Why(_ context.Context, name string) (control.Why, error) {
+	if err := b.known(name); err != nil {
+		return control.Why{}, err
+	}
+	all := b.procs.Status()
+	i := slices.IndexFunc(all, func(p procman.Status) bool { return p.Name == name })
+	if i < 0 { // an edit has removed it a moment ago
+		return control.Why{}, control.Errorf(control.CodeUnknown, "zhxctl status lists the clients", "no such client: %q", name)
+	}
+	p := all[i]
+	w := control.Why{Name: name, State: string(p.State), Ready: p.Ready, Now: p.Outlook, WaitsFor: p.WaitsFor}
+	if !p.Next.IsZero() {
+		next := control.Seconds(time.Until(p.Next))
+		w.Next = &next
+	}
+	for _, e := range slices.Backward(p.Deaths) {
+		w.Deaths = append(w.Deaths, death(e))
+	}
+	return w, nil
+}
+
+func peerStatus(p broker.PeerInfo) control.PeerStatus {
+	st := control.PeerStatus{Names: p.Names, Transport: string(p.Transport), Protocol: p.Protocol, Managed: p.Managed, Proof: p.Proof, Stuck: p.Stuck}
+	if p.PID > 0 {
+		st.PID = &p.PID
+	}
+	if p.UID >= 0 {
+		st.UID = &p.UID
+	}
+	return st
+}
