@@ -136,9 +136,20 @@ func verbError(name string, err error) *control.Error {
 	return control.Errorf(code, "zhxctl logs "+name, "%s: %w", name, err)
 }
 
-// Reload implements control.Backend.
+// Reload implements control.Backend. What ends the caller's own tree is only accepted.
 func (b backend) Reload(ctx context.Context, by control.Caller, dry bool) (control.ReloadResult, error) {
-	reply := b.reload(ctx, by.String(), dry)
+	inside := b.callersTree(by)
+	reply := b.reload(ctx, by.String(), dry || inside != nil)
+	var res control.ReloadResult
+	if inside != nil && !dry && reply.err == nil {
+		if endsOne := func(row procman.Row) bool {
+			return (row.Action == procman.ActRestart || row.Action == procman.ActStop) && slices.Contains(b.procs.Concerned(row.Name), inside.Name)
+		}; slices.ContainsFunc(reply.plan, endsOne) {
+			res.Accepted, res.Begin = true, func() { go b.reload(context.WithoutCancel(ctx), by.String(), false) }
+		} else {
+			reply = b.reload(ctx, by.String(), false)
+		}
+	}
 	if reply.err != nil {
 		e := control.Errorf(control.CodeUsage, "nothing changed; zhxctl check "+b.opts.Config, "%w", reply.err)
 		var problems config.Problems
@@ -148,7 +159,7 @@ func (b backend) Reload(ctx context.Context, by control.Caller, dry bool) (contr
 		}
 		return control.ReloadResult{}, e
 	}
-	res := control.ReloadResult{Problems: problemRows(reply.conf.Warnings)}
+	res.Problems = problemRows(reply.conf.Warnings)
 	for _, row := range reply.plan {
 		res.Plan = append(res.Plan, control.PlanRow{Name: row.Name, Action: string(row.Action), Why: strings.Join(row.Why, ", ")})
 	}

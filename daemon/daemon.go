@@ -21,6 +21,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,8 +44,9 @@ const DefaultConfig = "/etc/zhx/clients.toml"
 var Version = "devel"
 
 const (
-	oneWish = 500 * time.Millisecond // two signals to end within that are one
-	endMax  = 90 * time.Second       // for all clients to stop, by levels; then what is left is killed, and named
+	oneWish  = 500 * time.Millisecond // two signals to end within that are one
+	startMax = time.Minute            // for all clients of autostart to be spawned; then zhxd is ready without those that are not, and names them
+	endMax   = 90 * time.Second       // for all clients to stop, by levels; then what is left is killed, and named
 )
 
 // ErrConfig: the configuration is invalid. The text has every problem with its file and line.
@@ -199,11 +201,18 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	d.apply(conf)
 	parts.Go(func() { d.ctl.Serve(serving, listeners.control) }) // who asks earlier waits: there is no client to speak of yet
 	parts.Go(func() {
-		if d.procs.Wait(ctx) != nil {
+		limited, cancel := context.WithTimeout(ctx, startMax)
+		defer cancel()
+		err := d.procs.Wait(limited)
+		if ctx.Err() != nil {
 			return // asked to end
+		}
+		if err != nil {
+			d.log.Warn("the start takes too long", "limit", startMax, "err", err, "next", "ready without them; it goes on")
 		}
 		d.log.Info("ready", "socket", conf.Daemon.Socket, "tcp", listeners.tcp, "next", "zhxctl --control "+conf.Daemon.Control+" status")
 		sdaemon.SdNotify(false, sdaemon.SdNotifyReady)
+		debug.FreeOSMemory() // a start leaves garbage that would stay for as long as nothing happens
 	})
 	d.loop(ctx)
 
@@ -382,7 +391,7 @@ func (d *Daemon) client(name string) *client {
 // settle lets feeds that have arrived be read before the judge speaks. Peers that have not said yet whose they are count
 // for everybody.
 func (d *Daemon) settle(suspects []watchdog.ID) {
-	trees := map[*proc.Tree]bool{}
+	limit, trees := time.Now().Add(watchdog.SettleMax), map[*proc.Tree]bool{}
 	for _, id := range suspects {
 		if s := d.session(id); s != nil {
 			trees[s.tree] = true
@@ -392,6 +401,11 @@ func (d *Daemon) settle(suspects []watchdog.ID) {
 		t := who.(*visitor).tree.Load()
 		return t == nil || trees[t]
 	})
+	for _, id := range suspects {
+		for id.Run&foreignBit == 0 && d.procs.Unheard(id.Name, id.Run) && time.Now().Before(limit) {
+			time.Sleep(time.Millisecond) // its socket's goroutine is at work, and tells nobody when it is through
+		}
+	}
 }
 
 // lapsed is the watchdog's verdict.

@@ -20,6 +20,29 @@ import (
 	"zhx/ipc/wire"
 )
 
+// A run's own timeout, WATCHDOG_USEC, holds through edits of anything else.
+func TestOwnTimeout(t *testing.T) {
+	patient := fmt.Sprintf("[client.patient]\ncommand = [%q, \"role-patient\"]\nwatchdog_timeout = \"5s\"\n", exe(t))
+	z := serve(t, patient)
+	remaining := func() float64 {
+		if left := z.client("patient").Watchdog.Remaining; left != nil {
+			return float64(*left)
+		}
+		return 0
+	}
+	z.until("it has spoken", func() bool { return remaining() > 30 })
+	z.edit(patient + "stable_after = \"1s\"\n")
+	z.logged("action=live")
+	if left := remaining(); left < 30 {
+		t.Errorf("after an edit of another key: %v s remain", left)
+	}
+	if is := z.client("patient").Watchdog.Timeout; is != 60 {
+		t.Errorf("status shows a timeout of %v s", is)
+	}
+	z.edit(strings.Replace(patient, "5s", "7s", 1))
+	z.until("an edit of the timeout holds", func() bool { left := remaining(); return left > 0 && left <= 7 })
+}
+
 // An edit of the file applies as a difference, and an invalid one not at all.
 func TestHotReload(t *testing.T) {
 	talker := fmt.Sprintf("command = [%q, \"role-talker\"]\n", exe(t))

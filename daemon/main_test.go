@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	sdaemon "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
 	"zhx/daemon/control"
@@ -36,6 +37,11 @@ func TestMain(m *testing.M) {
 		case "role-alias":
 			roleAlias(os.Args[2])
 		case "role-sleeper":
+			for {
+				unix.Pause()
+			}
+		case "role-patient": // says that its watchdog is to wait a minute
+			sdaemon.SdNotify(false, "WATCHDOG_USEC=60000000\nWATCHDOG=1")
 			for {
 				unix.Pause()
 			}

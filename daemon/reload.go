@@ -195,8 +195,10 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 			d.clients[cc.Name] = c
 		}
 		c.mu.Lock()
+		was := c.conf
 		c.conf = cc
-		if c.current != nil {
+		// Else it stays as it is: a run may have asked for another timeout.
+		if c.current != nil && (was.Watchdog != cc.Watchdog || was.WatchdogTimeout != cc.WatchdogTimeout) {
 			c.current.configure(d.watch, modeOf(cc.Watchdog), cc.WatchdogTimeout)
 		}
 		c.mu.Unlock()

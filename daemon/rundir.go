@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,8 +74,15 @@ func (r *rundir) make() error {
 		return err
 	}
 	for dir, mode := range map[string]fs.FileMode{r.state: stateMode, r.notify: notifyMode} {
-		if err := os.MkdirAll(dir, mode); err != nil {
+		if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
+		}
+		fi, err := os.Lstat(dir) // in /tmp somebody else may have made it, or a link to any other directory
+		if err != nil {
+			return err
+		}
+		if uid := int(fi.Sys().(*syscall.Stat_t).Uid); !fi.IsDir() || uid != os.Geteuid() {
+			return fmt.Errorf("%s is uid %d's, or no directory: remove it", dir, uid)
 		}
 		if err := os.Chmod(dir, mode); err != nil {
 			return err

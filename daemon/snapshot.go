@@ -100,7 +100,7 @@ func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus 
 		st.Watchdog = &control.WatchdogStatus{Timeout: control.Seconds(timeout), Lapses: c.lapses.Load()}
 		if s != nil {
 			dog := s.theDog().Status()
-			st.Watchdog.Armed, st.Watchdog.Paused = dog.Armed, dog.Paused
+			st.Watchdog.Armed, st.Watchdog.Paused, st.Watchdog.Timeout = dog.Armed, dog.Paused, control.Seconds(dog.Timeout)
 			if dog.Armed {
 				remaining := control.Seconds(dog.Remaining)
 				st.Watchdog.Remaining = &remaining

@@ -3,6 +3,7 @@ package procman
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -77,6 +78,11 @@ func init() {
 // crash runs the predecessor until its clients are started, or it dies, kills it, and answers who its clients are.
 func (p predecessor) crash(t *testing.T) (clients []proc.ID) {
 	t.Helper()
+	t.Cleanup(func() { // of a test that failed
+		for _, id := range instances(t, p.Dir) {
+			proc.SignalVerified(id, syscall.SIGKILL)
+		}
+	})
 	b, err := json.Marshal(p)
 	if err != nil {
 		t.Fatal(err)
@@ -196,6 +202,12 @@ func TestAdopt(t *testing.T) {
 			st.close()
 			if left := instances(t, dir); len(left) > 0 {
 				t.Errorf("left: %v", left)
+			}
+			entries, _ := os.ReadDir(dir)
+			for _, e := range entries {
+				if e.Type() == fs.ModeSocket {
+					t.Errorf("a notify socket is left: %s", e.Name())
+				}
 			}
 		})
 	}
@@ -394,6 +406,41 @@ func TestAdoptFacts(t *testing.T) {
 	l.finish()
 	l.forget()
 	serving.Wait()
+}
+
+// TestStaysExited: a oneshot that is done, or a client that is not to be restarted, does not run once more because zhxd was
+// replaced; it does when its command changed, or after an ordinary end of zhxd.
+func TestStaysExited(t *testing.T) {
+	dir := t.TempDir()
+	once, run := real("a", "exit 0", in(dir), oneshot), uint64(0)
+	for _, c := range []struct {
+		story string
+		edit  func()
+		runs  bool
+		keep  bool // this zhxd ends, and keeps its clients
+	}{
+		{"the first time", func() {}, true, true},
+		{"zhxd was replaced", func() {}, false, true},
+		{"twice", func() {}, false, true},
+		{"its command changed meanwhile", func() { once.Directory = "/" }, true, false},
+		{"zhxd had ended", func() {}, true, false},
+	} {
+		c.edit()
+		st := take(t, dir, proc.Options{}, once)
+		if c.runs {
+			run++
+			next(t, st.ended)
+			st.settle("a")
+		}
+		s := st.Status()[0]
+		want(t, c.story+": state", s.State, Exited)
+		want(t, c.story+": ready", s.Ready, true)
+		want(t, c.story+": run", s.Run, run)
+		if c.keep {
+			want(t, c.story+": leave", st.Leave(bg), nil)
+		}
+		st.close()
+	}
 }
 
 // TestRestartSum: every key of class restart counts, no other, and an empty list is none.

@@ -24,6 +24,10 @@ type system struct {
 	name string
 	boot string // boot id
 	o    Options
+
+	// Owned by the program: the last spec spawned, and its sum.
+	spec *Spec
+	sum  string
 }
 
 // clear ends what the last zhxd left of this client, then the copies that nobody manages.
@@ -63,7 +67,7 @@ func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 	}
 	l := h.newRun(r.Run)
 	*r = record{Version: r.Version, Client: r.Client, StoppedBy: r.StoppedBy, Run: r.Run, Mark: rand.Text(), Boot: h.boot,
-		UID: c.uid, Sum: restartSum(*s), TTY: s.TTY, Began: bootTime()}
+		UID: c.uid, Sum: h.sumOf(s), TTY: s.TTY, Began: bootTime()}
 	l.Tree = h.o.Kernel.NewTree(s.Name, r.Run, r.Mark, c.uid)
 	r.Cgroup = l.Tree.Cgroup()
 	defer func() {
@@ -98,6 +102,14 @@ func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 	}
 	go h.pump(l, in.ring)
 	return l, nil
+}
+
+// sumOf is restartSum, which takes its time, once for each spec.
+func (h *system) sumOf(s *Spec) string {
+	if h.spec != s {
+		h.spec, h.sum = s, restartSum(*s)
+	}
+	return h.sum
 }
 
 func (h *system) newRun(number uint64) *run {
@@ -137,14 +149,21 @@ func (h *system) listen(l *run, in inlet) {
 
 // judge lets those be heard who may speak for the run.
 func (h *system) judge(l *run, in inlet) func(notify.Message) error {
-	told := false
+	told, refused := false, false
+	refuse := func(err error) error {
+		if !refused {
+			refused = true
+			h.o.Log.Warn("notification refused", "client", h.name, "run", l.Run, "err", err, "next", "ignored and counted; further ones are not told")
+		}
+		return err
+	}
 	return func(n notify.Message) error {
 		// A sender is commonly dead before it is read. Who lives must be of the run; who does not, of its user.
 		if n.UID != l.UID && n.UID != 0 {
-			return fmt.Errorf("uid %d is not the client's", n.UID)
+			return refuse(fmt.Errorf("uid %d is not the client's; a program that changes its user itself is to be given it by user =", n.UID))
 		}
 		if st, err := proc.ReadStat(n.PID); err == nil && st.Living() && h.o.Kernel.TreeOf(st.ID) != l.Tree {
-			return fmt.Errorf("process %d is not in the tree of the run", n.PID)
+			return refuse(fmt.Errorf("process %d is not in the tree of the run", n.PID))
 		}
 		if n.Malformed != nil && !told {
 			told = true
@@ -245,9 +264,6 @@ func (l *run) finish() {
 	<-l.drained
 	wait.Stop()
 	l.Tree.Close()
-	if l.socket != nil {
-		l.socket.Close()
-	}
 }
 
 func (l *run) forget() {

@@ -3,6 +3,7 @@ package procman
 import (
 	"bufio"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -26,6 +27,10 @@ const childVar = "PROCMAN_TEST_CHILD" // what the test binary is to be, when it 
 
 func TestMain(m *testing.M) {
 	proc.StageMain()
+	if os.Getenv("ZHX_RUN") != "" && os.Getenv(childVar) == "" {
+		fmt.Println("a client without its part: not all tests once more")
+		os.Exit(3)
+	}
 	if what := os.Getenv(childVar); what != "" {
 		child(strings.Fields(what))
 	}
@@ -155,11 +160,14 @@ func open(t *testing.T, dir string, o proc.Options) *station {
 	})
 	t.Cleanup(func() {
 		st.close()
-		if left := st.o.files("", ".out"); left != nil {
+		if left := files(st.dir, "", ".out", fs.ModeNamedPipe); left != nil {
 			t.Errorf("left behind: %v", left)
 		}
 		if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != syscall.ECHILD {
 			t.Errorf("a child is left: %d, %v", pid, err)
+		}
+		for late := time.Now().Add(time.Second); descriptors() > fds && time.Now().Before(late); { // a log file is closed beside
+			time.Sleep(time.Millisecond)
 		}
 		if n := descriptors(); n > fds {
 			t.Errorf("%d descriptors, %d before", n, fds)

@@ -1,4 +1,4 @@
-// What others ask of a program.
+// What others ask of a program, and when they are answered.
 
 package procman
 
@@ -11,8 +11,26 @@ import (
 
 const byMax = 100 // bytes that a record keeps of who stopped a client; the rest is cut
 
+// A waiter is a request that is answered when its aim is reached or out of reach.
+type waiter struct {
+	aim   aim
+	run   uint64       // up: at least this one
+	reply chan<- error // capacity 1; gets the answer, then is closed
+}
+
+type aim string
+
+const (
+	up    aim = "up"    // the run is ready
+	down  aim = "down"  // nothing lives, nor is to
+	quiet aim = "quiet" // nothing lives for now
+	tried aim = "tried" // it is no longer on its way to the first spawn
+	turn  aim = "turn"  // nor keeps others of the file from theirs
+)
+
 type startMsg struct {
-	by    string          // "" is autostart: a client stopped by hand stays so
+	by    string          // "" is autostart: a client stopped by hand, or that has come to its end, stays so
+	asked int64           // by hand: which request it is; an older one may come late, after dependants
 	fresh bool            // in a new process, also if one runs
 	begun chan<- struct{} // closed when its status shows it; may be nil
 	after <-chan error    // autostart: not spawned before this answers
@@ -32,8 +50,11 @@ func (m startMsg) on(p *program) {
 	case p.removed:
 		m.refuse(fmt.Errorf("client %q: %w", p.name, ErrClosed))
 		return
+	case m.by != "" && p.superseded(m.asked):
+		m.refuse(fmt.Errorf("client %q: %w", p.name, ErrSuperseded))
+		return
 	case m.by == "":
-		p.after, w.aim = m.after, tried
+		w.aim = tried
 		if m.turn != nil {
 			p.waiters = append(p.waiters, waiter{aim: turn, reply: m.turn})
 		}
@@ -41,7 +62,11 @@ func (m startMsg) on(p *program) {
 		w.run = p.m.run
 	}
 	p.waiters = append(p.waiters, w)
-	if p.rec.StoppedBy != "" {
+	p.after = m.after
+	switch {
+	case m.by == "" && p.m.state == Exited:
+		return
+	case p.rec.StoppedBy != "":
 		if m.by == "" {
 			p.log.Info("not started", "why", "stopped by "+p.rec.StoppedBy, "next", p.outlook())
 			return
@@ -54,9 +79,15 @@ func (m startMsg) on(p *program) {
 		p.because("restart asked by " + m.by)
 		p.handle(event{kind: evRestart})
 	} else {
-		p.leaving = false
 		p.handle(event{kind: evStart})
 	}
+}
+
+// superseded tells whether a later request by hand was carried out before this one.
+func (p *program) superseded(asked int64) bool {
+	old := asked < p.asked
+	p.asked = max(p.asked, asked)
+	return old
 }
 
 func (m startMsg) refuse(err error) {
@@ -76,21 +107,30 @@ func (p *program) because(text string) {
 }
 
 type stopMsg struct {
-	by    string // by hand: recorded; "": because it is gone from the configuration, which is not
-	why   string
-	hurry bool            // SIGKILL at once
-	begun chan<- struct{} // closed when it is begun; may be nil
-	reply chan<- error
+	by     string // by hand: recorded; "": because it is gone from the configuration, which is not
+	asked  int64  // by hand: as in startMsg
+	number int64  // gone: of the Apply; that of a later one, in which it is back, may come before this
+	why    string
+	hurry  bool            // SIGKILL at once
+	begun  chan<- struct{} // closed when it is begun; may be nil
+	reply  chan<- error
 }
 
 func (m stopMsg) on(p *program) {
+	if m.by != "" && p.superseded(m.asked) || m.by == "" && m.number < p.number {
+		m.refuse(fmt.Errorf("client %q: %w", p.name, ErrSuperseded))
+		return
+	}
 	p.waiters = append(p.waiters, waiter{aim: down, reply: m.reply})
 	if m.by != "" {
 		m.why = "stop asked by " + m.by
 		p.rec.StoppedBy = m.by[:min(len(m.by), byMax)]
-		p.save() // before anything is done: it holds even if zhxd dies now
 	} else {
-		p.removed = true
+		p.removed, p.number = true, m.number
+	}
+	if m.by != "" || p.rec.Exited {
+		p.rec.Exited = false
+		p.save() // before anything is done: it holds even if zhxd dies now
 	}
 	p.because(m.why)
 	p.handle(event{kind: evStop, hurry: m.hurry})
@@ -106,15 +146,23 @@ func refuse(reply chan<- error, err error) {
 	close(reply)
 }
 
-// leavingMsg comes before a stop or restart that waits for dependants: nobody is to start for this client's sake any more.
+// leavingMsg comes before a stop or restart that waits for dependants: nobody is to start for this client's sake until the
+// loweredMsg with it has come, be it another run then.
 type leavingMsg struct{ done chan struct{} } // closed when dependants can see it
 
 func (m leavingMsg) on(p *program) {
-	p.leaving = true
+	p.leaving++
 	p.publish()
 	close(m.done)
 }
 func (m leavingMsg) refuse(error) { close(m.done) }
+
+type loweredMsg struct{ message }
+
+func (m loweredMsg) on(p *program) {
+	p.leaving--
+	m.message.on(p)
+}
 
 // leave makes p not ready for those that depend on it.
 func (p *program) leave() {
@@ -190,7 +238,7 @@ func (m saidMsg) on(p *program) {
 		if err := p.life.lead(n.MainPID); err != nil {
 			p.log.Warn("MAINPID refused", "run", m.run, "pid", n.MainPID, "err", err, "next", "the leader stays as it is")
 		} else {
-			p.exit = nil
+			p.exit, p.empty = nil, nil // a former leader's: the end is this one's now
 			p.rec.PID, p.rec.Start = p.life.pid(), p.life.start()
 			p.save()
 			p.events.Running(p.name, m.run, p.life.pid())
@@ -202,7 +250,7 @@ func (m saidMsg) on(p *program) {
 	}
 	switch {
 	case n.Stopping:
-		p.phase, p.leaving = "stopping", true
+		p.phase = "stopping"
 	case n.Reloading:
 		p.phase = "reloading"
 	case n.Ready:
@@ -246,11 +294,15 @@ type specMsg struct {
 }
 
 func (m specMsg) on(p *program) {
-	if m.number < p.number {
-		return
+	turnedOn := false
+	switch {
+	case m.number >= p.number:
+		turnedOn = m.spec.Autostart && !p.m.rules.Autostart && !p.removed
+		p.removed, p.m.rules, p.number = false, &m.spec, m.number
+		p.ring.SetFile(p.m.rules.LogFile)
+	case p.removed || !m.fresh:
+		return // the later Apply knew better
 	}
-	turnedOn := m.spec.Autostart && !p.m.rules.Autostart
-	p.removed, p.m.rules, p.number = false, &m.spec, m.number
 	switch {
 	case m.fresh && p.m.want:
 		p.because("its configuration changed")
@@ -260,7 +312,6 @@ func (m specMsg) on(p *program) {
 	default:
 		p.handle(event{kind: evRules})
 	}
-	p.ring.SetFile(p.m.rules.LogFile)
 }
 func (specMsg) refuse(error) {}
 
@@ -276,3 +327,47 @@ func (m expireMsg) on(p *program) {
 	p.handle(event{kind: evExpired, run: m.run})
 }
 func (expireMsg) refuse(error) {}
+
+// answer replies to those whose aim is reached, or cannot be.
+func (p *program) answer() {
+	left := p.waiters[:0]
+	for _, w := range p.waiters {
+		if over, err := p.reached(w); over {
+			w.reply <- err
+			close(w.reply)
+		} else {
+			left = append(left, w)
+		}
+	}
+	p.waiters = left
+}
+
+func (p *program) reached(w waiter) (bool, error) {
+	switch s := p.m.state; {
+	case w.aim == tried:
+		return s != Waiting && s != Starting, nil
+	case w.aim == turn:
+		return s != Waiting && s != Starting || p.blocked, nil
+	case w.aim == quiet && p.life == nil:
+		return true, nil
+	case s == Unkillable:
+		return true, fmt.Errorf("client %q: %w: %s", p.name, ErrUnkillable, p.text)
+	case w.aim == quiet:
+		return false, nil
+	case p.m.want != (w.aim == up):
+		return true, fmt.Errorf("client %q: %w", p.name, ErrSuperseded)
+	case w.aim == down:
+		return s == Stopped, nil
+	case p.m.run >= w.run && (p.m.ready || s == Running && p.m.rules.Oneshot || s == Exited):
+		return true, nil
+	case s == Backoff && p.throttle == 0 || s == Failed:
+		return true, fmt.Errorf("client %q: %s; %s", p.name, p.text, p.outlook())
+	case s == Waiting:
+		for _, d := range p.unmet() {
+			if st := d.status.Load(); st.State == Stopped || st.State == Failed || st.State == Exited {
+				return true, fmt.Errorf("client %q: it depends on %q, which is %s", p.name, d.name, st.State)
+			}
+		}
+	}
+	return false, nil
+}

@@ -5,6 +5,7 @@ package procman
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -37,15 +38,27 @@ func (r *readiness) get() (ok bool, changed <-chan struct{}) {
 	return r.ok, r.changed
 }
 
-// unmet lists the clients that p depends on and that are not ready. One that is not configured (any more) is not waited for.
+// unmet lists the clients that p depends on and that are not ready.
 func (p *program) unmet() []*program { return p.set.unready(p.m.rules.DependsOn) }
 
-func (s *Set) unready(names []string) (ds []*program) {
+func (s *Set) unready(names []string) []*program {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pending(names)
+}
+
+// pending lists who of names is not ready. A oneshot that is done stays so while those that it needed go down, so who waits
+// for it needs them too. One that is not configured (any more) is not waited for. mu is held.
+func (s *Set) pending(names []string) (ds []*program) {
 	for _, name := range names {
-		if d, err := s.find(name); err == nil {
-			if ok, _ := d.raised.get(); !ok {
-				ds = append(ds, d)
-			}
+		i := slices.IndexFunc(s.specs, func(o Spec) bool { return o.Name == name })
+		if i < 0 {
+			continue
+		}
+		if ok, _ := s.progs[i].raised.get(); !ok {
+			ds = append(ds, s.progs[i])
+		} else if s.specs[i].Oneshot {
+			ds = append(ds, s.pending(s.specs[i].DependsOn)...)
 		}
 	}
 	return ds
@@ -107,61 +120,76 @@ func stopLevels(specs []Spec) map[string]int {
 	return place
 }
 
-// dependants lists who needs name, directly or not, by levels: those that nobody needs first.
-func dependants(specs []Spec, name string) (byLevel [][]string) {
+// byLevel orders programs as they stop: the deepest level first, in each those first that come last in the file.
+func byLevel(progs []*program, depth map[string]int) (levels [][]*program) {
+	at := map[int][]*program{}
+	for _, p := range slices.Backward(progs) {
+		at[depth[p.name]] = append(at[depth[p.name]], p)
+	}
+	for _, d := range slices.Backward(slices.Sorted(maps.Keys(at))) {
+		levels = append(levels, at[d])
+	}
+	return levels
+}
+
+// dependants lists who needs name, directly or not.
+func dependants(specs []Spec, name string) (names []string) {
 	needs := map[string]bool{name: true}
 	for grown := true; grown; {
 		grown = false
 		for _, s := range specs {
 			if !needs[s.Name] && slices.ContainsFunc(s.DependsOn, func(on string) bool { return needs[on] }) {
 				needs[s.Name], grown = true, true
+				names = append(names, s.Name)
 			}
 		}
 	}
-	depth := levels(specs)
-	var names []string
-	for _, s := range slices.Backward(specs) {
-		if s.Name != name && needs[s.Name] {
-			names = append(names, s.Name)
-		}
-	}
-	slices.SortStableFunc(names, func(a, b string) int { return depth[b] - depth[a] })
-	for i, n := range names {
-		if i == 0 || depth[n] != depth[names[i-1]] {
-			byLevel = append(byLevel, nil)
-		}
-		byLevel[len(byLevel)-1] = append(byLevel[len(byLevel)-1], n)
-	}
-	return byLevel
+	return names
 }
 
-// lower hands m, which takes p down, to p when everybody who depends on it has stopped. It does not wait where nobody does.
-func (s *Set) lower(p *program, m message) bool {
+// above lists who stops before p does, by levels.
+func (s *Set) above(p *program) [][]*program {
 	s.mu.Lock()
-	above := dependants(s.specs, p.name)
-	s.mu.Unlock()
-	if len(above) == 0 || p.status.Load().PID == 0 {
+	defer s.mu.Unlock()
+	names := dependants(s.specs, p.name)
+	if len(names) == 0 {
+		return nil
+	}
+	var progs []*program
+	for _, q := range s.progs[:len(s.specs)] {
+		if slices.Contains(names, q.name) {
+			progs = append(progs, q)
+		}
+	}
+	return byLevel(progs, levels(s.specs))
+}
+
+// lower hands m, which takes p down, to p when everybody who depends on it has stopped. It does not wait where nobody does, nor
+// to replace what does not live.
+func (s *Set) lower(p *program, m message) bool {
+	_, stop := m.(stopMsg)
+	above := s.above(p)
+	if len(above) == 0 || !stop && p.status.Load().PID == 0 {
 		return p.tell(m)
 	}
 	p.leave()
-	for _, name := range slices.Concat(above...) { // before any stops: else one comes back while the next below it stops
-		if q, err := s.find(name); err == nil {
-			q.leave()
-		}
+	for _, q := range slices.Concat(above...) { // before any stops: else one comes back while the next below it stops
+		q.leave()
 	}
 	go func() {
 		for _, level := range above {
 			var replies []<-chan error
-			for _, name := range level {
-				if q, err := s.find(name); err == nil {
-					reply := make(chan error, 1)
-					q.tell(yieldMsg{why: fmt.Sprintf("client %q goes down, which it depends on", p.name), reply: reply})
-					replies = append(replies, reply)
+			for _, q := range level {
+				reply := make(chan error, 1)
+				y := yieldMsg{why: fmt.Sprintf("client %q goes down, which it depends on", p.name), reply: reply}
+				if !q.tell(loweredMsg{y}) {
+					y.refuse(nil)
 				}
+				replies = append(replies, reply)
 			}
 			<-all(replies)
 		}
-		if !p.tell(m) {
+		if !p.tell(loweredMsg{m}) {
 			m.refuse(fmt.Errorf("client %q: %w", p.name, ErrClosed))
 		}
 	}()
@@ -172,15 +200,15 @@ func (s *Set) lower(p *program, m message) bool {
 func (s *Set) Concerned(name string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append(slices.Concat(dependants(s.specs, name)...), name)
+	return append(dependants(s.specs, name), name)
 }
 
-// raise starts what a client depends on, unless it was stopped by hand.
-func (s *Set) raise(name string) {
+// raise starts what clients depend on, unless it was stopped by hand.
+func (s *Set) raise(names ...string) {
 	s.mu.Lock()
 	is := byName(s.specs)
 	s.mu.Unlock()
-	seen := map[string]bool{name: true}
+	seen := map[string]bool{}
 	var up func(name string)
 	up = func(name string) {
 		for _, on := range is[name].DependsOn {
@@ -197,14 +225,16 @@ func (s *Set) raise(name string) {
 			}
 		}
 	}
-	up(name)
+	for _, name := range names {
+		up(name)
+	}
 }
 
-// together restarts the others of a group, since name failed.
+// together restarts the others of a group, since name failed, around those who depend on them.
 func (s *Set) together(name string, others []string) {
 	for _, other := range others {
 		if p, err := s.find(other); err == nil {
-			p.tell(yieldMsg{why: fmt.Sprintf("client %q failed, which it is restarted with", name), reply: make(chan error, 1)})
+			s.lower(p, yieldMsg{why: fmt.Sprintf("client %q failed, which it is restarted with", name), reply: make(chan error, 1)})
 		}
 	}
 }
@@ -222,23 +252,4 @@ func waits(ds []*program) string {
 		names = append(names, fmt.Sprintf("%s (%s)", d.name, d.status.Load().State))
 	}
 	return strings.Join(names, ", ")
-}
-
-// waitsFor lists what a client waits for. mu is held.
-func (s *Set) waitsFor(name string) (names []string) {
-	for _, spec := range s.specs {
-		if spec.Name != name {
-			continue
-		}
-		for _, on := range spec.DependsOn {
-			j := slices.IndexFunc(s.specs, func(o Spec) bool { return o.Name == on })
-			if j < 0 {
-				continue
-			}
-			if ok, _ := s.progs[j].raised.get(); !ok {
-				names = append(names, s.specs[j].Name)
-			}
-		}
-	}
-	return names
 }

@@ -2,6 +2,7 @@ package procman
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,7 +22,7 @@ func oneshot(s *Spec)                 { s.Oneshot, s.Restart = true, OnFailure }
 func TestLevels(t *testing.T) {
 	specs := []Spec{spec("app", on("db", "net")), spec("db", on("net")), spec("net"), spec("log"), spec("view", on("app"))}
 	want(t, "levels", fmt.Sprint(levels(specs)), "map[app:2 db:1 log:0 net:0 view:3]")
-	want(t, "net's dependants", fmt.Sprint(dependants(specs, "net")), "[[view] [app] [db]]")
+	want(t, "net's dependants", fmt.Sprint(dependants(specs, "net")), "[app db view]")
 	want(t, "view's", fmt.Sprint(dependants(specs, "view")), "[]")
 }
 
@@ -221,6 +222,179 @@ func TestOutOfTime(t *testing.T) {
 		s.Shutdown(ctx)
 		if !strings.Contains(w.log.String(), `msg="blocks the end" client=b state=stopping`) {
 			t.Errorf("nobody was told:\n%s", &w.log)
+		}
+	})
+}
+
+func brief(st Status) string { return fmt.Sprintf("%s %d", st.State, st.Run) }
+
+// TestLaterRequestWins: a stop that still waits for dependants does not undo a start that was asked for after it.
+func TestLaterRequestWins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		w.tough["app"] = true // takes 5 s to stop
+		s.Apply([]Spec{spec("db"), spec("app", on("db"))})
+		s.Wait(bg)
+		stopped := make(chan error, 1)
+		go func() { stopped <- s.Stop(bg, "db", "anna") }()
+		time.Sleep(time.Second)
+		want(t, "start", s.Start(bg, "db", "otto"), nil)
+		if err := <-stopped; !errors.Is(err, ErrSuperseded) {
+			t.Errorf("stop: %v", err)
+		}
+		want(t, "db", brief(state(s, "db")), "running 1")
+		want(t, "app", brief(state(s, "app")), "running 2")
+	})
+}
+
+// TestEditWhileLowering: an edit that comes while another's restart waits for dependants does not swallow that restart; one
+// that removes the client does.
+func TestEditWhileLowering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		w.tough["app"] = true
+		db := spec("db")
+		s.Apply([]Spec{db, spec("app", on("db"))})
+		s.Wait(bg)
+		db.Command = []string{"y"}
+		s.Apply([]Spec{db, spec("app", on("db"))})
+		time.Sleep(time.Second)
+		db.StableAfter *= 2
+		s.Apply([]Spec{db, spec("app", on("db"))})
+		time.Sleep(10 * time.Second)
+		want(t, "db", fmt.Sprint(state(s, "db").Run, state(s, "db").Ready), "2 true")
+		want(t, "app", brief(state(s, "app")), "running 2")
+
+		db.Command = []string{"z"}
+		s.Apply([]Spec{db, spec("app", on("db"))})
+		time.Sleep(time.Second)
+		s.Apply([]Spec{spec("app")})
+		time.Sleep(10 * time.Second)
+		want(t, "removed", state(s, "db").State, "gone")
+		want(t, "app", state(s, "app").State, Running)
+	})
+}
+
+// TestCrashWhileLowering: a client that dies and comes back while its dependants stop for it is nobody's to start for.
+func TestCrashWhileLowering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		w.tough["view"] = true
+		s.Apply([]Spec{spec("db"), spec("app", on("db")), spec("view", on("app"))})
+		s.Wait(bg)
+		time.Sleep(time.Minute)
+		go s.Stop(bg, "db", "anna")
+		time.Sleep(time.Second)
+		w.life("db").die(crash)
+		synctest.Wait()
+		w.notes()
+		time.Sleep(10 * time.Second)
+		want(t, "order", w.notes(), "kill view 1, ended view 1 dependency, signal app 1 SIGTERM, ended app 1 dependency, signal db 2 SIGTERM, ended db 2 stop")
+	})
+}
+
+// TestStopWhileDown: dependants of a client that is between two runs stop with it, too.
+func TestStopWhileDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		s.Apply([]Spec{spec("db"), spec("app", on("db"))})
+		s.Wait(bg)
+		w.life("db").die(crash)
+		want(t, "db", state(s, "db").State, Backoff)
+		want(t, "stop", s.Stop(bg, "db", "anna"), nil)
+		want(t, "app", state(s, "app").State, Waiting)
+	})
+}
+
+// TestBehindOneshot: whoever depends on a oneshot that is done waits for what that needed.
+func TestBehindOneshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		s.Apply([]Spec{spec("db"), spec("migrate", oneshot, on("db")), spec("app", on("migrate"))})
+		w.life("migrate").die(proc.Exit{})
+		want(t, "app", state(s, "app").State, Running)
+		want(t, "stop", s.Stop(bg, "db", "anna"), nil)
+		st := state(s, "app")
+		want(t, "app", fmt.Sprintln(st.State, st.WaitsFor), "waiting [db]\n")
+		want(t, "start", s.Start(bg, "db", "anna"), nil)
+		want(t, "app", brief(state(s, "app")), "running 2")
+		want(t, "migrate ran", state(s, "migrate").Run, 1)
+	})
+}
+
+// TestRemovedTogether: clients that an edit removes stop in their order, too.
+func TestRemovedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		s.Apply([]Spec{spec("db"), spec("app", on("db")), spec("other")})
+		s.Wait(bg)
+		w.notes()
+		s.Apply([]Spec{spec("other")})
+		synctest.Wait()
+		want(t, "order", w.notes(), "signal app 1 SIGTERM, ended app 1 stop, signal db 1 SIGTERM, ended db 1 stop")
+	})
+}
+
+// TestRaiseByEdit: what an edit makes somebody depend on is started as what he depended on from the first day.
+func TestRaiseByEdit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		manual := func(s *Spec) { s.Autostart = false }
+		s.Apply([]Spec{spec("db", manual), spec("app"), spec("net", manual), spec("late", manual, on("net")), spec("held", on("net"))})
+		s.Wait(bg)
+		s.Stop(bg, "held", "anna")
+		s.Stop(bg, "net", "anna")
+		s.Start(bg, "net", "anna")
+		w.notes()
+		s.Apply([]Spec{spec("db", manual), spec("app", on("db")), spec("net", manual), spec("late", on("net")), spec("held", on("net"))})
+		synctest.Wait()
+		want(t, "started", sorted(w.notes()), "spawn db 1, spawn late 1")
+	})
+}
+
+// TestGroupInOrder: the members of a group that are restarted together stop and start in the order of their dependencies.
+func TestGroupInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		together := func(names ...string) func(*Spec) { return func(s *Spec) { s.RestartWith = names } }
+		s.Apply([]Spec{spec("a", together("db", "app")), spec("db", together("a", "app")), spec("app", on("db"), together("a", "db"))})
+		s.Wait(bg)
+		w.notes()
+		w.life("a").die(crash)
+		synctest.Wait()
+		want(t, "order", w.notes(), "ended a 1 exit, signal app 1 SIGTERM, ended app 1 dependency, signal db 1 SIGTERM, ended db 1 dependency, spawn db 2, spawn app 2")
+		time.Sleep(time.Minute)
+		want(t, "runs", fmt.Sprint(state(s, "a").Run, state(s, "db").Run, state(s, "app").Run), "2 2 2")
+	})
+}
+
+// TestWaitNames: who keeps the start waiting is named.
+func TestWaitNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.set()
+		defer s.Shutdown(bg)
+		s.Apply([]Spec{spec("db", readyBy(ReadyNotify)), spec("app", on("db"))})
+		ctx, cancel := context.WithTimeout(bg, time.Minute)
+		defer cancel()
+		if err := s.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "app waiting") || !strings.Contains(err.Error(), "db (running)") {
+			t.Error(err)
 		}
 	})
 }

@@ -4,6 +4,7 @@ package procman
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -15,7 +16,10 @@ import (
 	"zhx/procman/proc"
 )
 
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" // PATH of a child if zhxd has none
+const (
+	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" // PATH of a child if zhxd has none
+	envFileMax  = 64 << 10                                                       // bytes of an environment_file; a longer one is an error
+)
 
 // A prepared command lacks only what belongs to one run.
 type prepared struct {
@@ -50,7 +54,8 @@ func prepare(s *Spec, environ []string) (c prepared, err error) {
 		env["WATCHDOG_USEC"] = strconv.FormatInt(s.FrozenTimeout.Microseconds(), 10)
 	}
 	env["ZHX_SOCKET"], env["ZHX_NAME"] = c.socket, s.Name
-	delete(env, "ZHX_RUN")
+	delete(env, "ZHX_RUN") // spawn adds these two
+	delete(env, "NOTIFY_SOCKET")
 	for k, v := range env {
 		c.Env = append(c.Env, k+"="+v)
 	}
@@ -136,7 +141,19 @@ func lookUpGroup(name string) (uint32, error) {
 // readEnvironment adds the lines KEY=value of a file to env. Empty lines and those that begin with # or ; say nothing; a value
 // may stand in quotes of one kind, which mean nothing else: there is no expansion.
 func readEnvironment(path string, env map[string]string) error {
-	b, err := os.ReadFile(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // of a FIFO: without waiting for somebody who writes
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() || st.Size() > envFileMax {
+		return fmt.Errorf("%s: no regular file of at most %d bytes", path, envFileMax)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, envFileMax))
 	if err != nil {
 		return err
 	}

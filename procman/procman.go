@@ -29,9 +29,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
+	"math"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -106,7 +108,9 @@ type Set struct {
 	applying sync.Mutex // one Apply or Shutdown at a time; held while programs are told
 	applied  int64      // applying guards it: number of the last Apply
 
-	mu     sync.Mutex // leaf; guards the rest
+	asked atomic.Int64 // requests by hand so far
+
+	mu     sync.Mutex // guards the rest; under it only that of a readiness is taken
 	specs  []Spec
 	progs  []*program   // in the order of the file, then removed ones that still stop
 	turned <-chan error // answers when the file's order keeps nobody waiting any more
@@ -140,18 +144,22 @@ func (s *Set) Apply(specs []Spec) Plan {
 	}
 	s.applied++
 	// First all programs, so that they find each other; then what each is to do.
-	is, was, added := byName(specs), map[string]*program{}, map[*program]bool{}
+	was, is := map[string]*program{}, byName(specs)
 	for _, p := range old {
 		was[p.name] = p
 	}
-	var progs, ending []*program
-	for _, spec := range specs {
+	rows := plan[len(plan)-len(specs):] // Diff has them in this order
+	var progs, ending, gone []*program
+	for i, spec := range specs {
 		p := was[spec.Name]
-		if p == nil || p.over() {
+		back := specMsg{spec: spec, fresh: true, number: s.applied} // of no consequence if it stops already
+		if p == nil || rows[i].Action == ActStart && !p.tell(back) {
 			p = s.add(spec)
-			added[p] = true
 		}
 		progs = append(progs, p)
+	}
+	for _, row := range plan[:len(plan)-len(specs)] {
+		gone = append(gone, was[row.Name])
 	}
 	for _, p := range old {
 		if _, stays := is[p.name]; !stays && !p.over() {
@@ -159,30 +167,24 @@ func (s *Set) Apply(specs []Spec) Plan {
 		}
 	}
 	s.mu.Lock()
+	depth := levels(s.specs)
 	s.specs, s.progs = slices.Clone(specs), append(slices.Clip(progs), ending...)
 	s.mu.Unlock()
 
-	after := []<-chan error{turned}
-	for _, row := range plan {
-		if row.Action == ActStop {
-			reply := make(chan error, 1)
-			if m := (stopMsg{why: "removed from the configuration", reply: reply}); !was[row.Name].tell(m) {
-				m.refuse(nil)
-			}
-			after = append(after, reply)
-		}
-	}
-	turned = all(after)
-	tried := []<-chan error{}
-	for i, row := range plan[len(plan)-len(specs):] { // Diff has them in this order
+	turned = all([]<-chan error{turned, s.dismiss(byLevel(gone, depth), s.applied)})
+	var tried []<-chan error
+	var up []string
+	for i, row := range rows {
 		p, spec := progs[i], specs[i]
-		if !added[p] && row.Action != ActKeep && !s.change(p, specMsg{spec: spec, fresh: row.Action == ActRestart, number: s.applied}) {
-			p = s.add(spec) // it was ending, and has
-			s.mu.Lock()
-			s.progs[i] = p
-			s.mu.Unlock()
+		if row.Action == ActKeep {
+			continue
 		}
-		if row.Action == ActStart && spec.Autostart {
+		switch change := (specMsg{spec: spec, fresh: row.Action == ActRestart, number: s.applied}); {
+		case change.fresh: // after its dependants
+			s.lower(p, change)
+		case row.Action == ActLive:
+			p.tell(change)
+		case spec.Autostart:
 			turn, reply := make(chan error, 1), make(chan error, 1)
 			if m := (startMsg{after: turned, turn: turn, reply: reply}); !p.tell(m) {
 				m.refuse(nil)
@@ -190,24 +192,35 @@ func (s *Set) Apply(specs []Spec) Plan {
 			turned = all([]<-chan error{turned, turn}) // a client stopped by hand answers at once: not for those before it
 			tried = append(tried, reply)
 		}
-	}
-	for i, row := range plan[len(plan)-len(specs):] {
-		if row.Action == ActStart && specs[i].Autostart {
-			s.raise(row.Name)
+		if st := p.status.Load(); (spec.Autostart || st.Wanted) && st.StoppedBy == "" {
+			up = append(up, row.Name)
 		}
 	}
+	s.raise(up...)
 	s.mu.Lock()
 	s.turned, s.tried = turned, all(append(tried, s.tried))
 	s.mu.Unlock()
 	return plan
 }
 
-// change tells a program of its new spec; one that is to be replaced goes down after its dependants.
-func (s *Set) change(p *program, m specMsg) bool {
-	if m.fresh {
-		return s.lower(p, m)
-	}
-	return p.tell(m)
+// dismiss stops programs that the configuration has no more, level by level, and answers when they are gone.
+func (s *Set) dismiss(above [][]*program, number int64) <-chan error {
+	done := make(chan error)
+	go func() {
+		defer close(done)
+		for _, level := range above {
+			var replies []<-chan error
+			for _, p := range level {
+				reply := make(chan error, 1)
+				if m := (stopMsg{why: "removed from the configuration", number: number, reply: reply}); !p.tell(m) {
+					m.refuse(nil)
+				}
+				replies = append(replies, reply)
+			}
+			<-all(replies)
+		}
+	}()
+	return done
 }
 
 // all answers when each of replies has; a nil one counts as answered.
@@ -230,7 +243,8 @@ func (s *Set) add(spec Spec) *program {
 	return p
 }
 
-// Wait returns when every client that Apply is to start was spawned or could not be, or when ctx ends.
+// Wait returns when every client that Apply is to start was spawned or could not be, or when ctx ends; the error names who is
+// not, and whom it waits for.
 func (s *Set) Wait(ctx context.Context) error {
 	s.mu.Lock()
 	tried := s.tried
@@ -242,8 +256,14 @@ func (s *Set) Wait(ctx context.Context) error {
 	case <-tried:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
 	}
+	var late []string
+	for _, st := range s.Status() {
+		if st.State == Waiting || st.State == Starting {
+			late = append(late, st.Name+" "+st.Outlook)
+		}
+	}
+	return fmt.Errorf("not started yet: %s: %w", strings.Join(late, ", "), ctx.Err())
 }
 
 // Start spawns the client unless it runs, at once also in backoff, and ends its being stopped by hand. What it depends on
@@ -252,20 +272,25 @@ func (s *Set) Wait(ctx context.Context) error {
 // the contrary meanwhile (ErrSuperseded), or with ctx's, which takes nothing back. by is for the log: who asks.
 func (s *Set) Start(ctx context.Context, name, by string) error {
 	s.raise(name)
-	return s.ask(ctx, name, (*program).tell, func(reply chan<- error) message { return startMsg{by: by, reply: reply} })
+	asked := s.asked.Add(1)
+	return s.ask(ctx, name, (*program).tell, func(reply chan<- error) message { return startMsg{by: by, asked: asked, reply: reply} })
 }
 
 // Stop ends the client's whole tree, after those who depend on it, which wait then; it stays stopped, over a restart of zhxd too, until somebody starts it. It returns when
 // the tree is empty, with ErrUnkillable when that cannot be brought about.
 func (s *Set) Stop(ctx context.Context, name, by string) error {
-	return s.ask(ctx, name, s.lower, func(reply chan<- error) message { return stopMsg{by: by, reply: reply} })
+	asked := s.asked.Add(1)
+	return s.ask(ctx, name, s.lower, func(reply chan<- error) message { return stopMsg{by: by, asked: asked, reply: reply} })
 }
 
 // Restart stops the client if it runs, and starts it, around those who depend on it. It returns when the new run is ready,
 // else as Start does.
 func (s *Set) Restart(ctx context.Context, name, by string) error {
 	s.raise(name)
-	return s.ask(ctx, name, s.lower, func(reply chan<- error) message { return startMsg{by: by, fresh: true, reply: reply} })
+	asked := s.asked.Add(1)
+	return s.ask(ctx, name, s.lower, func(reply chan<- error) message {
+		return startMsg{by: by, asked: asked, fresh: true, reply: reply}
+	})
 }
 
 func (s *Set) ask(ctx context.Context, name string, tell func(*program, message) bool, m func(chan<- error) message) error {
@@ -289,7 +314,7 @@ func (s *Set) ask(ctx context.Context, name string, tell func(*program, message)
 func (s *Set) find(name string) (*program, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range s.progs[:min(len(s.specs), len(s.progs))] {
+	for _, p := range s.progs[:len(s.specs)] {
 		if p.name == name {
 			return p, nil
 		}
@@ -310,6 +335,16 @@ func (s *Set) Expire(name string, run uint64, why string) {
 func (s *Set) Registered(name string, run uint64) { s.note(name, registeredMsg{run: run}) }
 func (s *Set) Armed(name string, run uint64)      { s.note(name, registeredMsg{run: run, armed: true}) }
 
+// Unheard tells whether the run has said something by sd_notify(3) that is not handled yet.
+func (s *Set) Unheard(name string, run uint64) bool {
+	p, err := s.find(name)
+	if err != nil {
+		return false
+	}
+	st := p.status.Load()
+	return st.Run == run && st.unheard != nil && st.unheard()
+}
+
 func (s *Set) note(name string, m message) {
 	if p, err := s.find(name); err == nil {
 		p.tell(m)
@@ -321,13 +356,15 @@ func (s *Set) Status() []Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []Status
-	for _, p := range s.progs {
+	for i, p := range s.progs {
 		if p.over() {
 			continue
 		}
 		st := *p.status.Load()
-		if st.State == Waiting {
-			st.WaitsFor = s.waitsFor(p.name)
+		if st.State == Waiting && i < len(s.specs) {
+			for _, d := range s.pending(s.specs[i].DependsOn) {
+				st.WaitsFor = append(st.WaitsFor, d.name)
+			}
 		}
 		all = append(all, st)
 	}
@@ -352,13 +389,9 @@ func (s *Set) Shutdown(ctx context.Context) error {
 	s.closed = true
 	progs, depth := s.progs, stopLevels(s.specs)
 	s.mu.Unlock()
-	byLevel := map[int][]*program{}
-	for _, p := range slices.Backward(progs) {
-		byLevel[depth[p.name]] = append(byLevel[depth[p.name]], p)
-	}
 	var errs []error
-	for _, d := range slices.Backward(slices.Sorted(maps.Keys(byLevel))) {
-		errs = append(errs, s.stopAll(ctx, byLevel[d])...)
+	for _, level := range byLevel(progs, depth) {
+		errs = append(errs, s.stopAll(ctx, level)...)
 		if s.o.Settle != nil {
 			s.o.Settle()
 		}
@@ -388,7 +421,7 @@ func (s *Set) stopAll(ctx context.Context, progs []*program) (errs []error) {
 	replies := map[*program]chan error{}
 	for _, p := range progs {
 		reply, begun := make(chan error, 1), make(chan struct{})
-		if p.tell(stopMsg{why: why, hurry: ctx.Err() != nil, begun: begun, reply: reply}) {
+		if p.tell(stopMsg{why: why, number: math.MaxInt64, hurry: ctx.Err() != nil, begun: begun, reply: reply}) {
 			<-begun // in this order
 			replies[p] = reply
 		}
@@ -404,7 +437,7 @@ func (s *Set) stopAll(ctx context.Context, progs []*program) (errs []error) {
 		case <-ctx.Done():
 			p.log.Warn("blocks the end", "state", p.status.Load().State, "next", "its whole tree is killed")
 			hurried := make(chan error, 1)
-			p.tell(stopMsg{why: why, hurry: true, reply: hurried})
+			p.tell(stopMsg{why: why, number: math.MaxInt64, hurry: true, reply: hurried})
 			errs = append(errs, <-reply)
 		}
 	}

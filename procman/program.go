@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -75,6 +76,7 @@ type program struct {
 	epoch  time.Time
 
 	status atomic.Pointer[Status] // loop -> anybody
+	hook   sync.Mutex             // held while on_failure is executed
 
 	// Owned by loop:
 	ctx      context.Context // the loop's
@@ -88,8 +90,9 @@ type program struct {
 	last     *LastExit
 	deaths   []LastExit // never written to: replaced
 	adopted  bool
-	number   int64  // of the Apply that rules came with
-	leaving  bool   // going down, after its dependants
+	number   int64  // of the Apply that rules came with, or that removed it
+	asked    int64  // the last request by hand
+	leaving  int    // so many requests will take it down, after its dependants
 	notice   string // STATUS=
 	phase    string // RELOADING=, STOPPING=
 	text     string // why the run is being ended, or why it cannot be spawned
@@ -102,23 +105,6 @@ type program struct {
 	throttle time.Duration // how long the restart under way has to wait for its turn on the board; 0 is not
 	waiters  []waiter
 }
-
-// A waiter is a request that is answered when its aim is reached or out of reach.
-type waiter struct {
-	aim   aim
-	run   uint64       // up: at least this one
-	reply chan<- error // capacity 1; gets the answer, then is closed
-}
-
-type aim string
-
-const (
-	up    aim = "up"    // the run is ready
-	down  aim = "down"  // nothing lives, nor is to
-	quiet aim = "quiet" // nothing lives for now
-	tried aim = "tried" // it is no longer on its way to the first spawn
-	turn  aim = "turn"  // nor keeps others of the file from theirs
-)
 
 func newProgram(spec Spec, h host, s *Set) *program {
 	o := s.o
@@ -148,7 +134,15 @@ func (p *program) inlet() inlet { return inlet{ring: p.ring, said: p.hear, serve
 
 // adopt takes over what an earlier zhxd left running. It runs before the loop does.
 func (p *program) adopt() {
-	if p.recErr != nil || p.rec.Mark == "" || p.rec.StoppedBy != "" {
+	if p.recErr != nil || p.rec.StoppedBy != "" {
+		return
+	}
+	if p.rec.Exited && p.rec.Sum == restartSum(*p.m.rules) {
+		p.m.want, p.m.state, p.m.done = true, Exited, p.m.rules.Oneshot
+		p.log.Info("not started", "why", "it has ended under an earlier zhxd", "next", p.outlook())
+		return
+	}
+	if p.rec.Mark == "" {
 		return
 	}
 	l, a, err := p.host.adopt(p.m.rules, &p.rec, p.inlet())
@@ -308,7 +302,11 @@ func (p *program) do(a action) kind {
 	case doGiveUp:
 		p.text = fmt.Sprintf("restarted %d times within %v", p.m.rules.StartLimit.Burst, p.m.rules.StartLimit.Interval)
 		if spec := p.m.rules; len(spec.OnFailure) > 0 {
-			p.set.loops.Go(func() { p.host.giveUp(p.ctx, spec, p.ring) })
+			p.set.loops.Go(func() {
+				p.hook.Lock() // one at a time
+				defer p.hook.Unlock()
+				p.host.giveUp(p.ctx, spec, p.ring)
+			})
 		}
 	}
 	return ""
@@ -330,7 +328,7 @@ func (p *program) startClearing() {
 		p.load() // somebody may have removed it
 	}
 	out, after, spec, rec, err, cleared := p.clear, p.after, p.m.rules, p.rec, p.recErr, p.m.cleared
-	p.after, p.blocked = nil, false
+	p.blocked = false
 	go func() {
 		if err == nil && !cleared {
 			err = p.host.clear(ctx, spec, rec)
@@ -369,8 +367,8 @@ func (p *program) spawn() kind {
 		}
 	}
 	p.throttle = 0
-	p.text, p.exit, p.adopted, p.leaving, p.notice, p.phase = "", nil, false, false, "", ""
-	p.rec.Run, p.since = p.m.run, time.Now()
+	p.text, p.exit, p.adopted, p.notice, p.phase = "", nil, false, "", ""
+	p.rec.Run, p.rec.Exited, p.since = p.m.run, false, time.Now()
 	l, err := p.host.spawn(p.m.rules, &p.rec, p.inlet())
 	if err != nil {
 		var errno syscall.Errno
@@ -430,10 +428,14 @@ func (p *program) ended() {
 	}
 	last.Success = last.Reason == ByExit && p.success(last.Code)
 	ok := last.Success
-	p.last, p.life, p.since = &last, nil, time.Time{}
+	p.last, p.life, p.since, p.notice, p.phase = &last, nil, time.Time{}, "", ""
 	p.events.Ended(p.name, m.run, last)
 	p.handle(event{kind: evEnded, ok: ok, unknown: last.Reason == ByUnknown})
 	l.forget()
+	if p.m.state == Exited {
+		p.rec.Exited = true
+		p.save()
+	}
 	if failed := !ok && last.Reason != ByStop && last.Reason != ByDependency; failed && p.m.want && len(p.m.rules.RestartWith) > 0 {
 		go p.set.together(p.name, p.m.rules.RestartWith)
 	}
@@ -446,56 +448,12 @@ func (p *program) success(code int) bool {
 	return code == 0
 }
 
-// answer replies to those whose aim is reached, or cannot be.
-func (p *program) answer() {
-	left := p.waiters[:0]
-	for _, w := range p.waiters {
-		if over, err := p.reached(w); over {
-			w.reply <- err
-			close(w.reply)
-		} else {
-			left = append(left, w)
-		}
-	}
-	p.waiters = left
-}
-
-func (p *program) reached(w waiter) (bool, error) {
-	switch s := p.m.state; {
-	case w.aim == tried:
-		return s != Waiting && s != Starting, nil
-	case w.aim == turn:
-		return s != Waiting && s != Starting || p.blocked, nil
-	case w.aim == quiet && p.life == nil:
-		return true, nil
-	case s == Unkillable:
-		return true, fmt.Errorf("client %q: %w: %s", p.name, ErrUnkillable, p.text)
-	case w.aim == quiet:
-		return false, nil
-	case p.m.want != (w.aim == up):
-		return true, fmt.Errorf("client %q: %w", p.name, ErrSuperseded)
-	case w.aim == down:
-		return s == Stopped, nil
-	case p.m.run >= w.run && (p.m.ready || s == Running && p.m.rules.Oneshot || s == Exited):
-		return true, nil
-	case s == Backoff && p.throttle == 0 || s == Failed:
-		return true, fmt.Errorf("client %q: %s; %s", p.name, p.text, p.outlook())
-	case s == Waiting:
-		for _, d := range p.unmet() {
-			if st := d.status.Load(); st.State == Stopped || st.State == Failed || st.State == Exited {
-				return true, fmt.Errorf("client %q: it depends on %q, which is %s", p.name, d.name, st.State)
-			}
-		}
-	}
-	return false, nil
-}
-
 func (p *program) publish() {
 	s := &Status{Name: p.name, State: p.m.state, Wanted: p.m.want, Run: p.m.run, Restarts: p.m.restarts,
 		Since: p.since, LastExit: p.last, Deaths: p.deaths, StoppedBy: p.rec.StoppedBy,
-		Ready: p.m.ready && !p.leaving || p.m.done, Adopted: p.adopted, TTY: p.m.rules.TTY, Outlook: p.doing(), Notice: p.notice, Phase: p.phase}
+		Ready: p.m.ready && p.leaving == 0 && p.phase != "stopping" || p.m.done, Adopted: p.adopted, TTY: p.m.rules.TTY, Outlook: p.doing(), Notice: p.notice, Phase: p.phase}
 	if p.life != nil {
-		s.PID = p.life.pid()
+		s.PID, s.unheard = p.life.pid(), p.life.unheard
 	}
 	switch s.State {
 	case Backoff, Failed:

@@ -213,7 +213,6 @@ func (l *fakeLife) WaitEmpty(ctx context.Context) error {
 
 func (l *fakeLife) pid() int                 { return 1000 + int(l.run) }
 func (l *fakeLife) start() uint64            { return 1 }
-func (l *fakeLife) lead(int) error           { return nil }
 func (l *fakeLife) unheard() bool            { return false }
 func (l *fakeLife) leave()                   {}
 func (l *fakeLife) Exited() <-chan proc.Exit { return l.exit }
@@ -221,6 +220,13 @@ func (l *fakeLife) Frozen() <-chan bool      { return l.ice }
 func (l *fakeLife) members() string          { return "4711 tough (state D)" }
 func (l *fakeLife) finish()                  {}
 func (l *fakeLife) forget()                  {}
+
+func (l *fakeLife) lead(int) error {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	l.exit, l.dead = make(chan proc.Exit, 1), false
+	return nil
+}
 
 func (l *fakeLife) look() kind {
 	l.w.mu.Lock()

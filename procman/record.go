@@ -47,6 +47,7 @@ type record struct {
 	UID       int    `json:"uid"`
 	Cgroup    string `json:"cgroup,omitempty"`     // the run's cgroup2
 	StoppedBy string `json:"stopped_by,omitempty"` // stopped by hand: not started by autostart
+	Exited    bool   `json:"exited,omitempty"`     // it is in that state: not started by autostart either, until the next boot
 
 	// What the next zhxd has to know to go on with the run.
 	Sum        string `json:"sum,omitempty"`        // restartSum of the spec that it was spawned with
@@ -107,6 +108,7 @@ func (h *system) load() (record, error) {
 	if err != nil {
 		return fresh, fmt.Errorf("record %s: %w; remove it when nothing of this client lives", h.path(), err)
 	}
+	r.Exited = r.Exited && r.Boot == h.boot
 	return r, nil
 }
 
@@ -133,12 +135,12 @@ func (h *system) save(r record) error {
 	return nil
 }
 
-// files lists what the state directory has of such names. (filepath.Glob would read the directory's own name as a pattern.)
-func (o Options) files(prefix, suffix string) (paths []string) {
-	entries, _ := os.ReadDir(o.Dir)
+// files lists what a directory has of such names. (filepath.Glob would read the directory's own name as a pattern.)
+func files(dir, prefix, suffix string, kind fs.FileMode) (paths []string) {
+	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), prefix) && strings.HasSuffix(e.Name(), suffix) {
-			paths = append(paths, filepath.Join(o.Dir, e.Name()))
+		if strings.HasPrefix(e.Name(), prefix) && strings.HasSuffix(e.Name(), suffix) && e.Type() == kind {
+			paths = append(paths, filepath.Join(dir, e.Name()))
 		}
 	}
 	return paths
@@ -178,14 +180,17 @@ func (h *system) killRemains(ctx context.Context, r record) error {
 	return err
 }
 
-// removeOutputs removes the FIFOs of the client's runs, and answers one that somebody holds.
+// removeOutputs removes the FIFOs and notify sockets of the client's runs, but for a FIFO that somebody holds: it answers that.
 func (h *system) removeOutputs() (held string, err error) {
-	for _, fifo := range h.o.files(h.name+".", ".out") {
+	for _, fifo := range files(h.o.Dir, h.name+".", ".out", fs.ModeNamedPipe) {
 		yes, err := proc.FIFOHeld(fifo)
 		if err != nil || yes {
 			return fifo, err
 		}
 		logs.RemoveFIFO(fifo)
+	}
+	for _, socket := range files(h.o.Notify, h.name+".", "", fs.ModeSocket) {
+		os.Remove(socket)
 	}
 	return "", nil
 }
@@ -196,7 +201,7 @@ func (h *system) removeOutputs() (held string, err error) {
 // failed until it is gone.
 func (s *Set) Leftovers(ctx context.Context, specs []Spec) error {
 	configured := byName(specs)
-	paths := s.o.files("", ".json")
+	paths := files(s.o.Dir, "", ".json", 0)
 	errs := make([]error, len(paths))
 	var wg sync.WaitGroup
 	for i, path := range paths {

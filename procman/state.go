@@ -116,6 +116,8 @@ func step(m machine, e event) (machine, action) {
 		if e.run != m.run {
 			return m, doNothing
 		}
+	case evStart, evRestart: // whoever asks knows of the crashes
+		m.unstable, m.count = 0, 0
 	}
 	switch m.state {
 	case Waiting:
@@ -133,7 +135,7 @@ func step(m machine, e event) (machine, action) {
 func (m machine) resting(e event) (machine, action) {
 	switch e.kind {
 	case evStart, evRestart:
-		m.want, m.unstable, m.count, m.auto = true, 0, 0, false
+		m.want, m.auto = true, false
 		return m.begin(e)
 	case evStop:
 		m.want, m.done = false, false
@@ -146,6 +148,7 @@ func (m machine) resting(e event) (machine, action) {
 		if e.owes && m.rules.FrozenTimeout > 0 {
 			m.backBy = e.now + m.rules.FrozenTimeout
 		}
+		m.limitStart(e) // what it said while no zhxd listened is lost
 		m, _ = m.to(Running, 0, doNothing)
 		return m.judge(e), doNothing
 	case evRules: // a shorter restart_delay_max holds at once
@@ -191,9 +194,7 @@ func (m machine) starting(e event) (machine, action) {
 	case evSpawned:
 		m.counted()
 		m.began, m.lived, m.frozen = e.now, 0, 0
-		if m.rules.StartTimeout > 0 && !m.rules.Oneshot {
-			m.startBy = e.now + m.rules.StartTimeout
-		}
+		m.limitStart(e)
 		m, _ = m.to(Running, 0, doNothing)
 		if !m.want {
 			return m.stop(e, ByStop)
@@ -216,6 +217,12 @@ func (m machine) starting(e event) (machine, action) {
 func (m *machine) counted() {
 	if m.auto {
 		m.restarts++
+	}
+}
+
+func (m *machine) limitStart(e event) {
+	if m.rules.StartTimeout > 0 && !m.rules.Oneshot {
+		m.startBy = e.now + m.rules.StartTimeout
 	}
 }
 
@@ -291,8 +298,8 @@ func (m machine) running(e event) (machine, action) {
 			m.startBy = max(m.startBy, e.now+e.d)
 		}
 	case evRules:
-		if !m.ready && m.startBy == 0 && m.rules.StartTimeout > 0 && !m.rules.Oneshot {
-			m.startBy = e.now + m.rules.StartTimeout
+		if !m.ready && m.startBy == 0 {
+			m.limitStart(e)
 		}
 	default:
 		return m, doNothing
@@ -359,10 +366,7 @@ func (m machine) next(e event) (machine, action) {
 	switch {
 	case !m.want:
 		return m.to(Stopped, 0, doNothing)
-	case m.again:
-		m.unstable, m.count = 0, 0
-		return m.begin(e)
-	case m.cause == ByDependency:
+	case m.again, m.cause == ByDependency:
 		return m.begin(e)
 	case m.rules.Oneshot && e.ok:
 		m.done = true

@@ -139,6 +139,9 @@ func TestStepDetails(t *testing.T) {
 		{"adopted, owes a registration", with(func(m *machine) { m.state, m.want = Stopped, false }), []event{{kind: evAdopted, now: 2 * s, run: 9, ok: true, owes: true, d: 60 * s}}, Running, doNothing, 11 * s},
 		{"adopted, came back", with(func(m *machine) { m.state = Stopped }), []event{{kind: evAdopted, now: 2 * s, run: 9, ok: true, owes: true}, {kind: evRegistered, run: 9, now: 3 * s}}, Running, doNothing, 0},
 		{"adopted, did not come back", with(func(m *machine) { m.state = Stopped }), []event{{kind: evAdopted, now: 2 * s, run: 9, ok: true, owes: true}, {kind: evTimeout, now: 11 * s}}, Stopping, doKill, 11*s + KillWait},
+		{"adopted, not ready: what it said meanwhile is lost, so it has a deadline", with(func(m *machine) { notify(m); m.state, m.startBy = Stopped, 0 }), []event{{kind: evAdopted, now: 20 * s, run: 9}}, Running, doNothing, 23 * s},
+		{"a start by hand while it runs clears the limit too", with(func(m *machine) { limited(m); m.count, m.window = 2, s }), []event{{kind: evStart, now: 2 * s}, {kind: evEnded, now: 9 * s}}, Starting, doSpawn, 0},
+		{"and while it waits", with(func(m *machine) { limited(m); m.count, m.window, m.state = 2, s, Waiting }), []event{{kind: evStart, now: s}, {kind: evCleared, now: s}, {kind: evSpawned, now: s}, {kind: evEnded, now: 9 * s}}, Starting, doSpawn, 0},
 		{"stopped while it is spawned", with(func(m *machine) { m.state = Starting }), []event{{kind: evStop, now: s}, {kind: evSpawned, now: s}}, Stopping, doSignal, 6 * s},
 	} {
 		m, a := c.m, doNothing

@@ -66,6 +66,8 @@ type Status struct {
 	Deaths    []LastExit // the last deathsMax, oldest first; not to be written to
 	StoppedBy string     // who stopped it by hand; "" when nobody did
 	Text      string     // failed, unkillable: why
+
+	unheard func() bool // the life's; nil when nothing lives
 }
 
 func lastExit(m machine, x proc.Exit, pid int, text string) LastExit {

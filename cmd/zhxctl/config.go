@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
@@ -64,9 +65,24 @@ func (a *app) socket() (string, error) {
 	return own, nil // also where neither is there: it is the one that `start` would make
 }
 
+// environ is the environment of the zhxd that runs, which may have other variables than ours; nil where it is not to be had.
+func (a *app) environ(ctx context.Context) (list []string) {
+	_ = a.ask(ctx, tabLimit, func(ctx context.Context, zhxd *control.Client) error {
+		st, err := zhxd.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", st.Daemon.PID)); err == nil {
+			list = strings.Split(string(b), "\x00")
+		}
+		return nil
+	})
+	return list
+}
+
 // load reads the configuration, and gives its problems besides, whether or not it is valid.
-func (a *app) load() (*config.Config, []control.Problem, error) {
-	conf, err := config.Load(cmp.Or(a.config, defaultConfig), config.Options{})
+func (a *app) load(environ []string) (*config.Config, []control.Problem, error) {
+	conf, err := config.Load(cmp.Or(a.config, defaultConfig), config.Options{Environ: environ})
 	found, ok := errors.AsType[config.Problems](err)
 	switch {
 	case err == nil:
@@ -84,19 +100,22 @@ func (a *app) load() (*config.Config, []control.Problem, error) {
 func (a *app) checkCmd() *cobra.Command {
 	return a.asJSON(&cobra.Command{
 		Use:   "check [FILE]",
-		Short: "check a configuration, without zhxd and without changing anything",
-		Args:  cobra.MaximumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		Short: "check a configuration, with or without zhxd, and change nothing",
+		Long: `Check a configuration, with or without zhxd, and change nothing.
+
+${VARIABLE} and PATH are those of the zhxd that runs, where its environment may be read; else zhxctl's own.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				a.config = args[0]
 			}
-			return a.check()
+			return a.check(a.environ(cmd.Context()))
 		},
 	})
 }
 
-func (a *app) check() error {
-	conf, problems, err := a.load()
+func (a *app) check(environ []string) error {
+	conf, problems, err := a.load(environ)
 	if err != nil {
 		return err
 	}

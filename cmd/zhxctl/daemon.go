@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -62,7 +63,7 @@ func (a *app) hasUnit(ctx context.Context) bool {
 
 // launch starts zhxd under its keeper and waits until it says that it is ready (sd_notify).
 func (a *app) launch(ctx context.Context, zhxd *control.Client) error {
-	conf, problems, err := a.load()
+	conf, problems, err := a.load(nil)
 	if err != nil {
 		return err
 	}
@@ -132,8 +133,21 @@ func (a *app) launch(ctx context.Context, zhxd *control.Client) error {
 			code = control.CodeFailed
 		}
 		return control.Errorf(code, "zhxctl status; its log is "+log,
-			"zhxd is not ready yet; it goes on starting, under the keeper with pid %d", keeper.Process.Pid)
+			"zhxd is not ready yet%s; it goes on starting, under the keeper with pid %d", blockers(zhxd), keeper.Process.Pid)
 	}
+}
+
+// blockers names the clients that are not started yet, and what they wait for.
+func blockers(zhxd *control.Client) (text string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	st, _ := zhxd.Status(ctx) // an error: there is nothing to say
+	for _, c := range st.Clients {
+		if c.State == "waiting" || c.State == "starting" {
+			text += fmt.Sprintf(", %s is %s", c.Name, stateText(c.State, c.Ready, c.Phase, c.WaitsFor))
+		}
+	}
+	return text
 }
 
 // awaitReady closes ready at the first READY=1, and ends with the socket.
@@ -209,7 +223,7 @@ func (a *app) shutdown(ctx context.Context, zhxd *control.Client, keep bool) err
 func (a *app) keeper() int {
 	path, _ := a.socket()
 	runDir := filepath.Dir(path)
-	if conf, _, _ := a.load(); conf != nil && conf.Daemon.Control == path {
+	if conf, _, _ := a.load(nil); conf != nil && conf.Daemon.Control == path {
 		runDir = conf.Daemon.RunDir
 	}
 	lock, err := os.OpenFile(filepath.Join(runDir, "state", "lock"), os.O_RDWR, 0)

@@ -385,6 +385,35 @@ func TestStatusOfOne(t *testing.T) {
 	}
 }
 
+// check knows the variables that the zhxd which runs has, and no others.
+func TestCheckEnvironment(t *testing.T) {
+	zhxd := exec.Command("/bin/sleep", "7654")
+	zhxd.Env = []string{"ONLY_THERE=/bin/true"}
+	if err := zhxd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer zhxd.Wait()
+	defer zhxd.Process.Kill()
+	file := filepath.Join(t.TempDir(), "clients.toml")
+	if err := os.WriteFile(file, []byte("[daemon]\nrun_dir = \"/tmp/zhx-of-a-test\"\n[client.gps]\ncommand = [\"${ONLY_THERE}\"]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("ONLY_HERE", "/bin/true")
+	b := &canned{status: control.Status{Daemon: &control.DaemonStatus{PID: zhxd.Process.Pid}}}
+	if code, out, _ := ask(t, b, "check", file); code != 0 {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	if err := os.WriteFile(file, []byte("[client.gps]\ncommand = [\"${ONLY_HERE}\"]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, _ := ask(t, b, "check", file); code != 2 || !strings.Contains(out, "${ONLY_HERE}, which is not set") {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	if code, out, _ := ask(t, nil, "--control", "/nowhere", "check", file); code != 0 {
+		t.Errorf("without zhxd: exit %d: %s", code, out)
+	}
+}
+
 func TestEscape(t *testing.T) {
 	for _, tt := range []struct{ purpose, in, want string }{
 		{"text stays", "größe 5 µm\t\"x\\y\"", "größe 5 µm\t\"x\\y\""},

@@ -29,7 +29,7 @@ func (a *app) status(ctx context.Context, zhxd *control.Client, names []string) 
 	st, err := zhxd.Status(ctx)
 	if e, ok := errors.AsType[*control.Error](err); ok && errors.Is(err, control.ErrDown) {
 		if a.json {
-			a.printJSON(control.Status{V: 1, Clients: []control.ClientStatus{}, Peers: []control.PeerStatus{}})
+			a.printJSON(control.Status{V: 1, Clients: []control.ClientStatus{}, Groups: []control.GroupStatus{}, Peers: []control.PeerStatus{}})
 		} else {
 			fmt.Fprintf(a.out, "%s\n  -> %s\n", e.Text, e.Hint)
 		}

@@ -113,7 +113,7 @@ var keys = []key{
 	{"client", "no_new_privileges", classSpec, `false`, boolean(func(t *target) *bool { return &t.client.NoNewPrivileges }),
 		"Keeps the program from gaining privileges through setuid files and the like."},
 	{"client", "log_file", classSpec, `""`, logFile(func(t *target) *string { return &t.client.LogFile }),
-		`A file that what the program prints is also written to, one of its own for each client; "" is none.`},
+		`A file that what the program prints is also written to, one of its own for each client, which root only makes where no other user can write; "" is none.`},
 	{"client", "autostart", classSpec, `true`, boolean(func(t *target) *bool { return &t.client.Autostart }),
 		"Starts the client together with zhxd."},
 	{"client", "depends_on", classSpec, `[]`, words(0, `a list of clients, as ["other"]`, func(t *target) *[]string { return &t.client.DependsOn }),

@@ -41,10 +41,10 @@ func (f *file) lookUp(c *Config) {
 			warn(at("environment_file"), who, readable(cl.EnvironmentFile))
 		}
 		if len(cl.Command) > 0 {
-			warn(at("command"), who, findCommand(cl, cl.Command[0]))
+			warn(at("command"), who, f.findCommand(cl, cl.Command[0]))
 		}
 		if len(cl.OnFailure) > 0 {
-			warn(at("on_failure"), fmt.Sprintf("on_failure of client %q cannot be executed", cl.Name), findCommand(cl, cl.OnFailure[0]))
+			warn(at("on_failure"), fmt.Sprintf("on_failure of client %q cannot be executed", cl.Name), f.findCommand(cl, cl.OnFailure[0]))
 		}
 		for key, err := range beyond(cl) {
 			warn(at(key), who, err)
@@ -97,7 +97,7 @@ func beyond(cl Client) map[string]error {
 }
 
 // findCommand finds the program as the client's start will: in its PATH, or as a path seen from its directory.
-func findCommand(cl Client, name string) error {
+func (f *file) findCommand(cl Client, name string) error {
 	dirs, where := []string{cl.Directory}, ""
 	switch {
 	case filepath.IsAbs(name):
@@ -105,7 +105,7 @@ func findCommand(cl Client, name string) error {
 	case !strings.Contains(name, "/"):
 		path, ok := cl.Environment["PATH"]
 		if !ok {
-			path = os.Getenv("PATH")
+			path = f.environ["PATH"]
 		}
 		dirs, where = filepath.SplitList(path), fmt.Sprintf(" in PATH, %q", path)
 	}

@@ -18,11 +18,12 @@ import "time"
 
 // Limits, and what happens at each.
 const (
-	connLimit   = 64               // open connections; on more, requests are refused; on twice as many, they are closed unheard
-	headerLimit = 16 << 10         // bytes of a request's header; more: 431 by net/http
-	bodyLimit   = 64 << 10         // bytes of a request's body; more: an error
-	readLimit   = 5 * time.Second  // for the header of a request to arrive, and again for its body; then it is an error
-	idleLimit   = 30 * time.Second // between two requests on a connection; then it is closed
-	writeLimit  = 10 * time.Second // for a reader to take what was written; then the connection is closed
-	endLimit    = time.Second      // for answers under way when the server ends; then they are cut off
+	connLimit   = 64                     // open connections; on more, requests are refused; on twice as many, they are closed unheard
+	headerLimit = 16 << 10               // bytes of a request's header; more: 431 by net/http
+	bodyLimit   = 64 << 10               // bytes of a request's body; more: an error
+	readLimit   = 5 * time.Second        // for the header of a request to arrive, and again for its body; then it is an error
+	hearLimit   = 500 * time.Millisecond // for an asker that is stopped by what it asked for to read the answer; then it begins
+	idleLimit   = 30 * time.Second       // between two requests on a connection; then it is closed
+	writeLimit  = 10 * time.Second       // for a reader to take what was written; then the connection is closed
+	endLimit    = time.Second            // for answers under way when the server ends; then they are cut off
 )

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -145,6 +146,9 @@ func clients(s *Server, do func(Backend, context.Context, Caller, Which) ([]Outc
 			return nil, err
 		}
 		reply(w, http.StatusOK, Outcomes{V: 1, Clients: list(out)})
+		if slices.ContainsFunc(out, func(c Outcome) bool { return c.Begin != nil }) {
+			heard(ctx)
+		}
 		for _, c := range out {
 			if c.Begin != nil {
 				c.Begin()
@@ -152,6 +156,14 @@ func clients(s *Server, do func(Backend, context.Context, Caller, Which) ([]Outc
 		}
 		return nil, nil
 	})
+}
+
+// heard waits until the asker has closed the connection, which it does when it has the answer, or has had time to.
+func heard(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(hearLimit):
+	}
 }
 
 // reply sends v as a line of JSON, whole, before it returns: the length is told where the body does not end with the connection.
@@ -263,9 +275,18 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *Server) reload(_ http.ResponseWriter, ctx context.Context, by Caller, m ReloadRequest) (any, error) {
+func (s *Server) reload(w http.ResponseWriter, ctx context.Context, by Caller, m ReloadRequest) (any, error) {
 	res, err := s.Backend.Reload(ctx, by, m.DryRun)
-	return ReloadResult{V: 1, DryRun: m.DryRun, Plan: list(res.Plan), Problems: list(res.Problems)}, err
+	if err != nil {
+		return nil, err
+	}
+	res.V, res.DryRun, res.Plan, res.Problems = 1, m.DryRun, list(res.Plan), list(res.Problems)
+	reply(w, http.StatusOK, res)
+	if res.Begin != nil {
+		heard(ctx)
+		res.Begin()
+	}
+	return nil, nil
 }
 
 func (s *Server) send(_ http.ResponseWriter, ctx context.Context, by Caller, m SendRequest) (any, error) {
@@ -275,7 +296,7 @@ func (s *Server) send(_ http.ResponseWriter, ctx context.Context, by Caller, m S
 }
 
 // shutdown answers before anything ends, and then leaves the connection open: the kernel closes it when the process has ended.
-func (s *Server) shutdown(w http.ResponseWriter, _ context.Context, by Caller, m ShutdownRequest) (any, error) {
+func (s *Server) shutdown(w http.ResponseWriter, ctx context.Context, by Caller, m ShutdownRequest) (any, error) {
 	answer, begin, err := s.Backend.Shutdown(by, m.Keep)
 	if err != nil {
 		return nil, err
@@ -287,6 +308,7 @@ func (s *Server) shutdown(w http.ResponseWriter, _ context.Context, by Caller, m
 	}
 	reply(w, http.StatusOK, answer)
 	if answer.Accepted {
+		heard(ctx)
 		return nil, nil
 	}
 	c, _, err := http.NewResponseController(w).Hijack()

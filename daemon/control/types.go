@@ -210,6 +210,9 @@ type ReloadResult struct {
 	DryRun   bool      `json:"dry_run"`
 	Plan     []PlanRow `json:"plan"`
 	Problems []Problem `json:"problems"`
+	// Accepted and Begin are as with Outcome: the plan ends the tree that whoever asked belongs to.
+	Accepted bool   `json:"accepted,omitempty"`
+	Begin    func() `json:"-"`
 }
 
 // PlanRow is what a new configuration means for one client. Action is keep, live, restart, start or stop; Why has the keys that

@@ -93,25 +93,52 @@ func (f *file) open(at time.Time) error {
 		}
 		f.shut()
 	}
-	torn, err := inspect(f.path)
+	var torn bool
+	path, err := resolve(f.path)
+	if err == nil {
+		torn, err = inspect(path)
+	}
 	if err != nil {
 		return fmt.Errorf("log file: %w", err)
 	}
 	f.looked = at
-	f.out = &timberjack.Logger{Filename: f.path, MaxSize: FileMiB, MaxBackups: FileOld}
+	f.out = &timberjack.Logger{Filename: path, MaxSize: FileMiB, MaxBackups: FileOld}
 	if torn {
 		_, err = f.out.Write([]byte("\n"))
 	}
 	return err
 }
 
-// inspect tells whether a file may be written at path: the library would rename whatever else is there, and make missing
-// directories. torn: it ends within a line, of a zhxd that was killed or a disk that was full.
+// resolve answers path with no symbolic link in its directory, which must exist: the library would make it. The library opens,
+// renames and gives files to their former owner by name. So root, as logrotate, does not write into a directory where somebody
+// else could put a link in time, nor below one where somebody else could exchange directories. (That a group may write to one
+// further up is somebody's choice, as for /var/log in Ubuntu.)
+func resolve(path string) (string, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil || os.Geteuid() != 0 {
+		return filepath.Join(dir, filepath.Base(path)), err
+	}
+	for at, writers := dir, fs.FileMode(0o022); ; at, writers = filepath.Dir(at), 0o002 {
+		st, err := os.Lstat(at)
+		if err != nil {
+			return "", err
+		}
+		sticky := at != dir && st.Mode()&fs.ModeSticky != 0
+		if st.Sys().(*syscall.Stat_t).Uid != 0 || st.Mode()&writers != 0 && !sticky {
+			return "", fmt.Errorf("others than root can write to %s (mode %04o): root does not write %s", at, st.Mode().Perm(), path)
+		}
+		if at == "/" {
+			return filepath.Join(dir, filepath.Base(path)), nil
+		}
+	}
+}
+
+// inspect tells whether a file may be written at path: the library would rename whatever else is there. torn: it ends within
+// a line, of a zhxd that was killed or a disk that was full.
 func inspect(path string) (torn bool, err error) {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		_, err = os.Stat(filepath.Dir(path))
-		return false, err
+		return false, nil
 	}
 	if err != nil || st.Size() == 0 && st.Mode().IsRegular() {
 		return false, err

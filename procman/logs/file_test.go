@@ -65,6 +65,39 @@ func TestFilePlaces(t *testing.T) {
 	}
 }
 
+// TestFileTrust: root does not open by its name what somebody else could exchange for a link to another file of root's.
+func TestFileTrust(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("others than root harm only themselves")
+	}
+	const nobody = 65534
+	for _, c := range []struct {
+		purpose string
+		make    func(dir string) error // PARENT/d, in which the file is to be
+		ok      bool
+	}{
+		{"a link to a directory of root's", func(d string) error { return errors.Join(os.Rename(d, d+"2"), os.Symlink(d+"2", d)) }, true},
+		{"a group may write further up", func(d string) error { return os.Chmod(filepath.Dir(d), 0o775) }, true},
+		{"the client's directory", func(d string) error { return os.Chown(d, nobody, -1) }, false},
+		{"a group may write", func(d string) error { return os.Chmod(d, 0o775) }, false},
+		{"all may, as in /tmp", func(d string) error { return os.Chmod(d, 0o777|os.ModeSticky) }, false},
+		{"the client's further up", func(d string) error { return os.Chown(filepath.Dir(d), nobody, -1) }, false},
+		{"all may write further up", func(d string) error { return os.Chmod(filepath.Dir(d), 0o777) }, false},
+	} {
+		dir := filepath.Join(t.TempDir(), "parent", "d")
+		if err := errors.Join(os.MkdirAll(dir, 0o755), c.make(dir)); err != nil {
+			t.Fatal(err)
+		}
+		f := &file{path: filepath.Join(dir, "log")}
+		dropped, _, err := f.write(pieces("new"), time.Now())
+		f.close()
+		if _, missing := os.Stat(f.path); c.ok != (err == nil) || c.ok != (missing == nil) || c.ok != (dropped == 0) ||
+			!c.ok && !strings.Contains(err.Error(), "others than root can write to "+filepath.Dir(dir)) {
+			t.Errorf("%s: %v", c.purpose, err)
+		}
+	}
+}
+
 // TestFileRetry: a failure is told once, lines are dropped and counted, at most one try a second is made, and that it works
 // again is told once.
 func TestFileRetry(t *testing.T) {
@@ -172,8 +205,8 @@ func TestFullDisk(t *testing.T) {
 		}
 		return
 	}
-	t.Run("full", func(t *testing.T) { fullDisk(t, "size=64k") })
-	t.Run("rotation", func(t *testing.T) { fullDisk(t, "size=8m,nr_inodes=3") }) // its root, the ballast, the file
+	t.Run("full", func(t *testing.T) { fullDisk(t, "mode=0700,size=64k") })
+	t.Run("rotation", func(t *testing.T) { fullDisk(t, "mode=0700,size=8m,nr_inodes=3") }) // its root, the ballast, the file
 }
 
 func fullDisk(t *testing.T, options string) {

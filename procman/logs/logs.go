@@ -104,8 +104,8 @@ func (r *Ring) Counters() Counters {
 }
 
 // SetFile makes path the client's file from the pump's next read on; "" is none. It only notes the path and never waits: the
-// pump opens the file, mode 0640, when a line comes, and appends to what is there. Its directory must exist, and path must
-// not be anything but a regular file. What fails then goes to OnFile.
+// pump opens the file, mode 0640, when a line comes, and appends to what is there. Its directory must exist, for root one that
+// only root can write to, and path must not be anything but a regular file. What fails then goes to OnFile.
 //
 // Old files are NAME-TIME-size.EXT beside it. The newest by that time is kept: where the clock was set back, the one of the
 // later time outlives the others.

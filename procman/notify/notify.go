@@ -133,10 +133,14 @@ func prepare(fd int) error {
 }
 
 func (s *Socket) own(uid int) (err error) {
-	if err = os.Chmod(s.path, 0o600); err != nil { // the umask may have taken of it
+	var st unix.Stat_t
+	if err = unix.Stat(s.path, &st); err == nil && st.Mode&0o777 != 0o600 { // the umask has taken of it; a write to the disk is saved else
+		err = os.Chmod(s.path, 0o600)
+	}
+	if err != nil {
 		return err
 	}
-	if uid >= 0 && os.Geteuid() == 0 {
+	if uid >= 0 && uint32(uid) != st.Uid && os.Geteuid() == 0 {
 		if err = os.Lchown(s.path, uid, -1); err != nil {
 			return err
 		}

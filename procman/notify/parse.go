@@ -27,10 +27,7 @@ type Message struct {
 	MainPID                    int            // > 0; as the sender claims: the caller looks whose that is; 0: not said
 	WatchdogTimeout            *time.Duration // WATCHDOG_USEC: 0 is off; nil: not said
 	ExtendTimeout              time.Duration  // EXTEND_TIMEOUT_USEC: > 0, from now; 0: not said
-	Monotonic                  time.Duration  // MONOTONIC_USEC: the sender's CLOCK_MONOTONIC; 0: not said
-	Errno                      int            // ERRNO: 1 to 4095; 0: not said
 
-	Unknown   int   // lines that say what zhx does not know: ignored, as sd_notify(3) has it
 	Malformed error // the first thing that was wrong; it names the variable. The rest is as good as if that had not been there; nil: nothing
 }
 
@@ -59,20 +56,15 @@ func parse(b []byte) (m Message, wrong error) {
 		return m, errNUL
 	}
 	lines := 0
-	seen := make([]string, 0, 16) // known variables only: there are fewer
+	var seen []string // of the variables that zhx has a use for
 	for line := range strings.FieldsFuncSeq(string(b), func(r rune) bool { return r == '\n' || r == '\r' }) {
 		lines++
 		name, value, ok := strings.Cut(line, "=")
-		if !ok {
-			m.Unknown++
-			continue
-		}
-		if slices.Contains(seen, name) {
+		if !ok || slices.Contains(seen, name) {
 			continue
 		}
 		switch known, err := m.set(name, value); {
-		case !known:
-			m.Unknown++
+		case !known: // ignored, as sd_notify(3) has it
 		case err == nil:
 			seen = append(seen, name)
 		case wrong == nil:
@@ -107,9 +99,7 @@ func (m *Message) set(name, value string) (known bool, err error) {
 		text := printable(value)
 		m.Status = &text
 	case "MAINPID":
-		m.MainPID, err = number(value, math.MaxInt32)
-	case "ERRNO":
-		m.Errno, err = number(value, 4095)
+		m.MainPID, err = pid(value)
 	case "WATCHDOG_USEC":
 		var d time.Duration
 		if d, err = microseconds(value); err == nil {
@@ -117,8 +107,6 @@ func (m *Message) set(name, value string) (known bool, err error) {
 		}
 	case "EXTEND_TIMEOUT_USEC":
 		m.ExtendTimeout, err = microseconds(value)
-	case "MONOTONIC_USEC":
-		m.Monotonic, err = microseconds(value)
 	default:
 		return false, nil
 	}
@@ -133,10 +121,10 @@ func one(value string) (bool, error) {
 	return true, nil
 }
 
-func number(value string, highest int) (int, error) {
-	n, err := strconv.ParseUint(value, 10, 32)
-	if err != nil || n == 0 || n > uint64(highest) {
-		return 0, fmt.Errorf("not a number from 1 to %d", highest)
+func pid(value string) (int, error) {
+	n, err := strconv.ParseInt(value, 10, 32)
+	if err != nil || n < 1 || value[0] == '+' {
+		return 0, errors.New("not a process's number")
 	}
 	return int(n), nil
 }

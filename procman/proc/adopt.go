@@ -37,6 +37,7 @@ func (k *Kernel) Adopt(t *Tree, id ID) (*Child, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.cgroups != nil && !t.cgroup.has(e.cgroup) {
+		k.cgroups.put(t.cgroup)
 		t.cgroup = k.cgroups.inherit(e.cgroup, t.Name) // where its children will be
 	}
 	t.outside = true

@@ -172,7 +172,7 @@ func TestAdopt(t *testing.T) {
 // is below it.
 func TestAdoptedForksLater(t *testing.T) {
 	eachKernelAdopts(t, func(t *testing.T, k *Kernel, o Options) {
-		for _, how := range []string{"sleep 1000", "setsid sleep 1000", "env -i sleep 1000", "setsid sh -c 'env -i setsid sleep 1000; :'"} {
+		for _, how := range []string{"sleep 7654", "setsid sleep 7654", "env -i sleep 7654", "setsid sh -c 'env -i setsid sleep 7654; :'"} {
 			t.Run(how, func(t *testing.T) {
 				t.Parallel()
 				p := adoptedRun(t, k, o, "sh", `trap '`+strings.ReplaceAll(how, "'", `'\''`)+` & echo $!; exit 3' USR1; echo $$; while :; do sleep 0.02; done`)
@@ -237,7 +237,7 @@ func TestAdoptByCgroup(t *testing.T) {
 	if k.cgroups == nil {
 		t.Skip("no cgroup2 that this process may write to")
 	}
-	p := adoptedRun(t, k, Options{}, "sh", `exec env -i sh -c 'echo $$; env -i setsid sleep 1000 & echo $!; wait'`)
+	p := adoptedRun(t, k, Options{}, "sh", `exec env -i sh -c 'echo $$; env -i setsid sleep 7654 & echo $!; wait'`)
 	pids := p.said(t, 2)
 	dir := p.tree.Cgroup()
 	if !strings.HasSuffix(dir, "/"+p.tree.Name) || strings.HasPrefix(dir, k.cgroups.base) {
@@ -382,7 +382,7 @@ func TestLead(t *testing.T) {
 // The second process's parent lives on and reaps it: its status is unknown, the tree is not empty, and leadership can go back.
 func TestLeadBelow(t *testing.T) {
 	eachKernel(t, func(t *testing.T, k *Kernel) {
-		p := start(t, k, "sh", `sleep 1000 & echo $!; wait; echo 0; sleep 1000`)
+		p := start(t, k, "sh", `sleep 7654 & echo $!; wait; echo 0; sleep 7654`)
 		pid := p.said(t, 1)[0]
 		first := p.Child
 		second, err := p.tree.Lead(idOf(t, pid))

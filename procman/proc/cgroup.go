@@ -28,7 +28,7 @@ type cgroups struct {
 
 type cgroup struct {
 	path  string // as /proc/PID/cgroup shows it
-	old   bool   // made by an earlier zhxd, and left with the run that is in it
+	trees int    // that use it
 	into  bool   // clone can put a child into this one; not after cgroup.kill, see kill
 	dir   *os.File
 	procs *os.File // cgroup.procs, read again and again
@@ -121,32 +121,75 @@ func sweep(own string) {
 	}
 }
 
+// remove removes an empty cgroup, and those that were made below it.
 func remove(dir string) {
 	inner, _ := os.ReadDir(dir)
 	for _, e := range inner {
 		if e.IsDir() {
-			unix.Rmdir(filepath.Join(dir, e.Name()))
+			remove(filepath.Join(dir, e.Name()))
 		}
 	}
 	unix.Rmdir(dir)
 }
 
-// get answers the cgroup of a client.
+// get answers the cgroup of a client, to be put back. It may have been removed while it was empty, and ours with it: by the
+// sweep of a zhxd in another pid namespace that shares the cgroups, which cannot see that we live.
 func (cs *cgroups) get(name string) (*cgroup, error) {
-	if c := cs.byName[name]; c != nil {
-		return c, nil
+	c := cs.byName[name]
+	if c != nil {
+		if _, err := c.procs.ReadAt(make([]byte, 1), 0); !errors.Is(err, unix.ENODEV) {
+			c.trees++
+			return c, nil
+		}
+	}
+	for name, c := range cs.byName { // of clients that may never come back
+		if c.trees == 0 {
+			delete(cs.byName, name)
+			cs.leave(c)
+		}
 	}
 	dir := filepath.Join(cs.base, name)
-	err := os.Mkdir(dir, 0o755)
+	err := os.Mkdir(cs.base, 0o755)
+	if err == nil || errors.Is(err, os.ErrExist) {
+		err = os.Mkdir(dir, 0o755)
+	}
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
-	c := &cgroup{path: filepath.Join(cs.path, name), into: cs.into && err == nil} // one that is there already has a past
+	c = &cgroup{path: filepath.Join(cs.path, name), trees: 1, into: cs.into && err == nil} // one that is there already has a past
 	if err = c.open(dir); err != nil {
 		return nil, err
 	}
 	cs.byName[name] = c
 	return c, nil
+}
+
+// put gives a cgroup back. Ours stays for the client's next run.
+func (cs *cgroups) put(c *cgroup) {
+	if c == nil {
+		return
+	}
+	if c.trees--; c.trees == 0 && cs.byName[filepath.Base(c.path)] != c {
+		cs.leave(c)
+	}
+}
+
+// leave closes a cgroup, and removes it if nobody is in it.
+func (cs *cgroups) leave(c *cgroup) {
+	dir := c.dir.Name()
+	c.dir.Close()
+	c.procs.Close()
+	remove(dir)
+	if base := filepath.Dir(dir); base != cs.base {
+		unix.Rmdir(base) // when it was the last
+	}
+}
+
+func (cs *cgroups) close() {
+	for _, c := range cs.byName {
+		cs.leave(c)
+	}
+	remove(cs.base)
 }
 
 func (c *cgroup) open(dir string) (err error) {
@@ -162,7 +205,7 @@ func (c *cgroup) open(dir string) (err error) {
 // inherit opens the cgroup that another zhxd made for the client, for a process in it or below it. nil: it is in none, or we
 // are in it, too.
 func (cs *cgroups) inherit(path, name string) *cgroup {
-	c := &cgroup{path: madeFor(path, name), old: true}
+	c := &cgroup{path: madeFor(path, name), trees: 1}
 	own := filepath.Dir(cs.path)
 	rel, err := filepath.Rel(own, c.path)
 	if c.path == "" || err != nil || c.has(own) || c.open(filepath.Join(filepath.Dir(cs.base), rel)) != nil {
@@ -188,18 +231,6 @@ func (c *cgroup) has(path string) bool {
 	return c != nil && (path == c.path || strings.HasPrefix(path, c.path+"/"))
 }
 
-// leave gives an inherited cgroup up, and removes it if nobody is in it.
-func (c *cgroup) leave() {
-	if c == nil || !c.old {
-		return
-	}
-	dir := c.dir.Name()
-	c.dir.Close()
-	c.procs.Close()
-	unix.Rmdir(dir)
-	unix.Rmdir(filepath.Dir(dir)) // when it was the last
-}
-
 // cgroupOf is the path of a process's cgroup2; "" without one.
 func cgroupOf(pid int) string {
 	b, err := readProc(pid, "cgroup", 64<<10)
@@ -208,14 +239,6 @@ func cgroupOf(pid int) string {
 	}
 	path, _ := unified(b)
 	return path
-}
-
-func (cs *cgroups) close() {
-	for _, c := range cs.byName {
-		c.dir.Close()
-		c.procs.Close()
-	}
-	remove(cs.base)
 }
 
 func (c *cgroup) add(pid int) error {

@@ -127,7 +127,7 @@ func (k *Kernel) Close() {
 	k.mu.Lock()
 	children := slices.AppendSeq(slices.Collect(maps.Values(k.children)), maps.Values(k.adopted))
 	for t := range k.trees {
-		t.cgroup.leave()
+		k.cgroups.put(t.cgroup)
 	}
 	k.mu.Unlock()
 	for _, c := range children {

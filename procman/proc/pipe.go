@@ -20,7 +20,10 @@ func MakeFIFO(path string, uid, gid int) (read, write *os.File, err error) {
 		return nil, nil, fmt.Errorf("make FIFO %s: %w", path, err)
 	}
 	r, w := -1, -1
-	err = unix.Chmod(path, 0o600) // before the opening: umask may have left no right at all
+	var st unix.Stat_t
+	if err = unix.Stat(path, &st); err == nil && st.Mode&0o777 != 0o600 { // the umask has taken of it; a write to the disk is saved else
+		err = unix.Chmod(path, 0o600)
+	}
 	if err == nil {
 		r, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	}

@@ -5,9 +5,10 @@
 //	  ├──────order──────────>│
 //	  │<──"step 3: EPERM"────┤  or "last step", and end of file: its descriptor is closed on exec
 //
-// Arguments and environment are the program's own from the beginning, so that the mark is there, and nothing is to be hidden
-// from the program afterwards. The order comes through a socket, descriptor 3. Only clients that ask for such a key pass
-// through a stage: it costs the start of a Go program.
+// Arguments and environment are the program's own from the beginning, so nothing is to be hidden from it afterwards. But the
+// stage may be root, and the environment the client's: but for the mark, its variables have stageEnv in front of their names, so
+// that neither a dynamic loader (LD_PRELOAD) nor Go's runtime (GODEBUG, GOMEMLIMIT) obeys them here. The order comes through a
+// socket, descriptor 3. Only clients that ask for such a key pass through a stage: it costs the start of a Go program.
 
 package proc
 
@@ -33,6 +34,7 @@ import (
 
 const (
 	stageName  = "zhx_stage"      // argv[0] of a stage
+	stageEnv   = "+"              // before the program's variables
 	stageOrder = 3                // its descriptor
 	selfExe    = "/proc/self/exe" // this very program, also when the file was replaced since
 	ownUmask   = 0o022
@@ -60,7 +62,7 @@ func NewStage(s Stage) *Stage {
 	if n, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
 		own.Nice = 20 - n // as the system call says it: always positive
 	}
-	if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
+	if b, err := readProc(os.Getpid(), "oom_score_adj", 16); err == nil {
 		own.OOMScoreAdj, _ = strconv.Atoi(strings.TrimSpace(string(b)))
 	}
 	if reflect.DeepEqual(s, own) {
@@ -201,6 +203,9 @@ func setCredential(c *syscall.Credential) error {
 // execute becomes the program.
 func (o *order) execute() error {
 	env := os.Environ()
+	for i, v := range env {
+		env[i] = strings.TrimPrefix(v, stageEnv)
+	}
 	if o.WatchdogPID {
 		env = slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, "WATCHDOG_PID=") })
 		env = append(env, "WATCHDOG_PID="+strconv.Itoa(os.Getpid()))
@@ -301,9 +306,14 @@ func (k *Kernel) startStaged(c Command) (*Child, error) {
 	unix.SetNonblock(pair[0], true)
 	ours, theirs := os.NewFile(uintptr(pair[0]), "stage"), os.NewFile(uintptr(pair[1]), "stage")
 	defer ours.Close()
-	argv := append([]string{stageName, c.Dir, c.Path}, c.Argv...)
+	argv, env := append([]string{stageName, c.Dir, c.Path}, c.Argv...), slices.Clone(c.Env)
+	for i, v := range env {
+		if !strings.HasPrefix(v, markVariable+"=") {
+			env[i] = stageEnv + v
+		}
+	}
 	child, err := k.start(Command{
-		Path: selfExe, Argv: argv, Env: c.Env, Output: c.Output, TTY: c.TTY, Tree: c.Tree, order: theirs,
+		Path: selfExe, Argv: argv, Env: env, Output: c.Output, TTY: c.TTY, Tree: c.Tree, order: theirs,
 	})
 	theirs.Close()
 	if err != nil {

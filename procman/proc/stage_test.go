@@ -186,6 +186,32 @@ func TestStageUser(t *testing.T) {
 	}
 }
 
+// What the client's environment says to loaders and to Go's runtime is for the program, not for the stage, which may be root.
+func TestStageEnvironment(t *testing.T) {
+	k := open(t, Options{})
+	r, w, _ := os.Pipe()
+	defer r.Close()
+	tree := newTree(k)
+	env := []string{"GOMEMLIMIT=nonsense", "GODEBUG=inittrace=1", "LD_PRELOAD=/nowhere", "+A=1", "ZHX_RUN=" + tree.Mark}
+	c, err := k.Start(Command{Path: "/bin/sh", Argv: []string{"sh", "-c", `tr '\0' '\n' </proc/$$/environ 2>/dev/null`}, Env: env,
+		Output: w, Tree: tree, Stage: &Stage{Umask: 1}})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer (&run{Child: c, tree: tree}).end(t)
+	var got []string
+	b, _ := io.ReadAll(r)
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasPrefix(line, "ERROR: ld.so") { // of the program
+			got = append(got, strings.TrimSpace(line))
+		}
+	}
+	if !slices.Equal(got, env) {
+		t.Errorf("%q, not %q", got, env)
+	}
+}
+
 // The same where this process is nobody, and has a descriptor limit that Go raises for itself.
 func TestStageNotRoot(t *testing.T) {
 	if os.Getuid() != 0 {

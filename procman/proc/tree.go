@@ -57,8 +57,11 @@ func (k *Kernel) NewTree(name string, run uint64, mark string, uid int) *Tree {
 func (t *Tree) Close() {
 	t.k.mu.Lock()
 	defer t.k.mu.Unlock()
+	if _, open := t.k.trees[t]; !open {
+		return
+	}
 	delete(t.k.trees, t)
-	t.cgroup.leave()
+	t.k.cgroups.put(t.cgroup)
 	for _, o := range t.k.orphans {
 		if o.tree == t {
 			o.tree = nil
@@ -367,15 +370,21 @@ func (t *Tree) killAtOnce(cgroup bool) (undecided <-chan struct{}) {
 	return nil
 }
 
-// signal signals one member: an unreaped child by its number, anybody else verified. Who is gone needs no signal.
+// signal signals one member: an unreaped child or orphan by its number, anybody else verified. Who is gone needs no signal.
 func (k *Kernel) signal(id ID, sig syscall.Signal) error {
 	k.mu.Lock()
 	if c := k.children[id.PID]; c != nil && c.ID == id {
 		defer k.mu.Unlock()
 		return procError(id.PID, unix.Kill(id.PID, sig)) // a zombie takes it, too
 	}
-	k.mu.Unlock()
-	err := signalVerified(id, sig, k.pidfd)
+	pidfd := k.pidfd
+	if k.orphans[id.PID] != nil && k.forking == 0 { // nobody else reaps it, not even a fork that fails: who has the number keeps it
+		defer k.mu.Unlock()
+		pidfd = false
+	} else {
+		k.mu.Unlock()
+	}
+	err := signalVerified(id, sig, pidfd)
 	if errors.Is(err, ErrGone) || errors.Is(err, ErrRecycled) {
 		return nil
 	}

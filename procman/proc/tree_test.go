@@ -391,17 +391,25 @@ func TestHoldsSocket(t *testing.T) {
 	}
 }
 
-// The cgroup of a client stays from run to run, and goes with the Kernel; a dead zhxd's is swept.
-func TestCgroupKept(t *testing.T) {
-	k := open(t, Options{})
+// The cgroup of a client stays from run to run, and goes when another client comes, or with the Kernel; a dead zhxd's is swept.
+func TestCgroup(t *testing.T) {
+	gone := func(dir string) {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s is left", dir)
+		}
+	}
+	var k *Kernel
+	t.Cleanup(func() {
+		if k.cgroups != nil {
+			gone(k.cgroups.base)
+		}
+	})
+	k = open(t, Options{})
 	if k.cgroups == nil {
 		t.Skip("no cgroup2 that this process may write to")
 	}
 	again := func() *Tree { return k.NewTree("client", 1, fmt.Sprintf("mark-%d", os.Getpid()), os.Getuid()) }
-	first, second := again(), again()
-	if first.cgroup != second.cgroup {
-		t.Error("made again")
-	}
+	second := again()
 	second.cgroup.into = false // before Linux 5.7; after cgroup.kill
 	p := startIn(t, k, second, "say", "sleep")
 	p.said(t, 1)
@@ -418,6 +426,22 @@ func TestCgroupKept(t *testing.T) {
 		t.Error("a dead zhxd's cgroup was not swept")
 	}
 	p.end(t)
+	before := descriptors(t)
+	kept := again()
+	if kept.cgroup != second.cgroup {
+		t.Error("made again")
+	}
+	if err := os.Mkdir(kept.Cgroup()+"/inner", 0o755); err != nil { // as a client may
+		t.Fatal(err)
+	}
+	kept.Close()
+	k.NewTree("other", 1, "other mark", os.Getuid()).Close()
+	gone(kept.Cgroup())
+	if n := descriptors(t); n != before {
+		t.Errorf("%d descriptors, before the other client %d", n, before)
+	}
+	remove(k.cgroups.base) // a zhxd in another pid namespace sweeps: it does not see that we live
+	k.NewTree("other", 2, "other mark", os.Getuid()).Close()
 	tree := again() // somebody writes into cgroup.kill behind our back
 	if err := os.WriteFile(tree.cgroup.dir.Name()+"/cgroup.kill", []byte("1"), 0); err == nil {
 		tree.cgroup.into = k.cgroups.into
@@ -431,12 +455,6 @@ func TestCgroupKept(t *testing.T) {
 		p = startIn(t, k, again(), "say", "sleep")
 		p.said(t, 1)
 		p.end(t)
-	}
-	base := k.cgroups.base
-	k.cgroups.close()
-	k.cgroups = nil
-	if _, err := os.Stat(base); err == nil {
-		t.Error("cgroup is left after Close")
 	}
 }
 
