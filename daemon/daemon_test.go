@@ -400,9 +400,9 @@ func TestShutdownOrder(t *testing.T) {
 	z.until("both are connected", func() bool { return z.client("first").Connected && z.client("last").Connected })
 	z.stop()
 	log := z.log.String()
-	last, farewell, first := strings.Index(log, "[last] stopped"), strings.Index(log, "[last] forwarded (target=first"), strings.Index(log, "[first] stopped")
-	if farewell < 0 || last < farewell || first < last {
-		t.Errorf("farewell forwarded at %d, last stopped at %d, first at %d", farewell, last, first)
+	last, farewell, first := strings.Index(log, "[last] stopped"), strings.Index(log, "[last] forwarded (target=first"), strings.Index(log, "[first] stopping")
+	if farewell < 0 || last < 0 || first < last || first < farewell {
+		t.Errorf("farewell forwarded at %d, last stopped at %d, first asked to stop at %d", farewell, last, first)
 	}
 }
 
