@@ -238,13 +238,7 @@ func ctl(t *testing.T, sock string, code int, args ...string) string {
 // until waits for something outside that no event tells of.
 func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for late := time.After(30 * time.Second); !holds(); {
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("not within 30 s: %s", what)
-		}
+	if !comesTrue(30*time.Second, holds) {
+		t.Fatalf("not within 30 s: %s", what)
 	}
 }

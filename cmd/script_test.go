@@ -106,15 +106,23 @@ func scriptPidof(ts *testscript.TestScript, _ bool, args []string) {
 
 // within waits for something outside that no event tells of.
 func within(ts *testscript.TestScript, what string, holds func() bool) {
-	tick := time.NewTicker(20 * time.Millisecond)
+	if !comesTrue(10*time.Second, holds) {
+		ts.Fatalf("not within 10 s: %s", what)
+	}
+}
+
+// comesTrue looks again and again whether something outside holds, for at most limit.
+func comesTrue(limit time.Duration, holds func() bool) bool {
+	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.After(10 * time.Second); !holds(); {
+	for late := time.After(limit); !holds(); {
 		select {
 		case <-tick.C:
-		case <-deadline:
-			ts.Fatalf("not within 10 s: %s", what)
+		case <-late:
+			return false
 		}
 	}
+	return true
 }
 
 func number(ts *testscript.TestScript, s string) int {

@@ -153,7 +153,7 @@ func (h *system) judge(l *run, in inlet) func(notify.Message) error {
 	refuse := func(err error) error {
 		if !refused {
 			refused = true
-			h.o.Log.Warn("notification refused", "client", h.name, "run", l.Run, "err", err, "next", "ignored and counted; further ones are not told")
+			h.o.Log.Warn("notification refused", "client", h.name, "run", l.Run, "err", err, "next", "ignored; further ones are not told")
 		}
 		return err
 	}

@@ -371,8 +371,7 @@ func TestEnvironment(t *testing.T) {
 
 type nothing struct{}
 
-func (nothing) on(*program)  {}
-func (nothing) refuse(error) {}
+func (nothing) on(*program) {}
 
 // settle returns when the client's status shows whatever was told by an event.
 func (st *station) settle(name string) {

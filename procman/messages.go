@@ -155,13 +155,12 @@ func (m leavingMsg) on(p *program) {
 	p.publish()
 	close(m.done)
 }
-func (m leavingMsg) refuse(error) { close(m.done) }
 
-type loweredMsg struct{ message }
+type loweredMsg struct{ request }
 
 func (m loweredMsg) on(p *program) {
 	p.leaving--
-	m.message.on(p)
+	m.request.on(p)
 }
 
 // leave makes p not ready for those that depend on it.
@@ -195,7 +194,6 @@ func (waitsMsg) on(p *program) {
 		p.log.Info("waits", "for", waits(p.unmet()), "next", "started when they are ready")
 	}
 }
-func (waitsMsg) refuse(error) {}
 
 // registeredMsg: the run has registered with the broker, or armed its watchdog. The record notes it for a zhxd to come.
 type registeredMsg struct {
@@ -216,7 +214,6 @@ func (m registeredMsg) on(p *program) {
 	p.rec.Ready = p.m.ready
 	p.save()
 }
-func (registeredMsg) refuse(error) {}
 
 // saidMsg is what the run said by sd_notify(3).
 type saidMsg struct {
@@ -266,7 +263,6 @@ func (m saidMsg) on(p *program) {
 		p.handle(event{kind: evExpired, run: m.run})
 	}
 }
-func (m saidMsg) refuse(error) { close(m.done) }
 
 // hear takes a message from a run's notify socket, on that socket's goroutine, and returns when it is handled.
 func (p *program) hear(run uint64, n notify.Message) {
@@ -326,7 +322,6 @@ func (m expireMsg) on(p *program) {
 	}
 	p.handle(event{kind: evExpired, run: m.run})
 }
-func (expireMsg) refuse(error) {}
 
 // answer replies to those whose aim is reached, or cannot be.
 func (p *program) answer() {

@@ -166,7 +166,7 @@ func (s *Set) above(p *program) [][]*program {
 
 // lower hands m, which takes p down, to p when everybody who depends on it has stopped. It does not wait where nobody does, nor
 // to replace what does not live.
-func (s *Set) lower(p *program, m message) bool {
+func (s *Set) lower(p *program, m request) bool {
 	_, stop := m.(stopMsg)
 	above := s.above(p)
 	if len(above) == 0 || !stop && p.status.Load().PID == 0 {
@@ -182,16 +182,12 @@ func (s *Set) lower(p *program, m message) bool {
 			for _, q := range level {
 				reply := make(chan error, 1)
 				y := yieldMsg{why: fmt.Sprintf("client %q goes down, which it depends on", p.name), reply: reply}
-				if !q.tell(loweredMsg{y}) {
-					y.refuse(nil)
-				}
+				q.put(loweredMsg{y}, nil)
 				replies = append(replies, reply)
 			}
 			<-all(replies)
 		}
-		if !p.tell(loweredMsg{m}) {
-			m.refuse(fmt.Errorf("client %q: %w", p.name, ErrClosed))
-		}
+		p.put(loweredMsg{m}, fmt.Errorf("client %q: %w", p.name, ErrClosed))
 	}()
 	return true
 }

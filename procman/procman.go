@@ -186,9 +186,7 @@ func (s *Set) Apply(specs []Spec) Plan {
 			p.tell(change)
 		case spec.Autostart:
 			turn, reply := make(chan error, 1), make(chan error, 1)
-			if m := (startMsg{after: turned, turn: turn, reply: reply}); !p.tell(m) {
-				m.refuse(nil)
-			}
+			p.put(startMsg{after: turned, turn: turn, reply: reply}, nil)
 			turned = all([]<-chan error{turned, turn}) // a client stopped by hand answers at once: not for those before it
 			tried = append(tried, reply)
 		}
@@ -212,9 +210,7 @@ func (s *Set) dismiss(above [][]*program, number int64) <-chan error {
 			var replies []<-chan error
 			for _, p := range level {
 				reply := make(chan error, 1)
-				if m := (stopMsg{why: "removed from the configuration", number: number, reply: reply}); !p.tell(m) {
-					m.refuse(nil)
-				}
+				p.put(stopMsg{why: "removed from the configuration", number: number, reply: reply}, nil)
 				replies = append(replies, reply)
 			}
 			<-all(replies)
@@ -273,14 +269,14 @@ func (s *Set) Wait(ctx context.Context) error {
 func (s *Set) Start(ctx context.Context, name, by string) error {
 	s.raise(name)
 	asked := s.asked.Add(1)
-	return s.ask(ctx, name, (*program).tell, func(reply chan<- error) message { return startMsg{by: by, asked: asked, reply: reply} })
+	return s.ask(ctx, name, func(p *program, m request) bool { return p.tell(m) }, func(reply chan<- error) request { return startMsg{by: by, asked: asked, reply: reply} })
 }
 
-// Stop ends the client's whole tree, after those who depend on it, which wait then; it stays stopped, over a restart of zhxd too, until somebody starts it. It returns when
-// the tree is empty, with ErrUnkillable when that cannot be brought about.
+// Stop ends the client's whole tree, after those who depend on it, which wait then; it stays stopped, over a restart of zhxd
+// too, until somebody starts it. It returns when the tree is empty, with ErrUnkillable when that cannot be brought about.
 func (s *Set) Stop(ctx context.Context, name, by string) error {
 	asked := s.asked.Add(1)
-	return s.ask(ctx, name, s.lower, func(reply chan<- error) message { return stopMsg{by: by, asked: asked, reply: reply} })
+	return s.ask(ctx, name, s.lower, func(reply chan<- error) request { return stopMsg{by: by, asked: asked, reply: reply} })
 }
 
 // Restart stops the client if it runs, and starts it, around those who depend on it. It returns when the new run is ready,
@@ -288,12 +284,12 @@ func (s *Set) Stop(ctx context.Context, name, by string) error {
 func (s *Set) Restart(ctx context.Context, name, by string) error {
 	s.raise(name)
 	asked := s.asked.Add(1)
-	return s.ask(ctx, name, s.lower, func(reply chan<- error) message {
+	return s.ask(ctx, name, s.lower, func(reply chan<- error) request {
 		return startMsg{by: by, asked: asked, fresh: true, reply: reply}
 	})
 }
 
-func (s *Set) ask(ctx context.Context, name string, tell func(*program, message) bool, m func(chan<- error) message) error {
+func (s *Set) ask(ctx context.Context, name string, tell func(*program, request) bool, m func(chan<- error) request) error {
 	p, err := s.find(name)
 	if err != nil {
 		return err

@@ -57,9 +57,12 @@ type life interface {
 }
 
 // A message is what others ask of a program; it is carried out on the program's goroutine.
-type message interface {
-	on(p *program)
-	refuse(err error) // instead: the program has ended
+type message interface{ on(p *program) }
+
+// A request is a message that somebody waits for the answer of.
+type request interface {
+	message
+	refuse(err error) // instead: nil or why not
 }
 
 type program struct {
@@ -186,6 +189,13 @@ func (p *program) over() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// put hands m to the loop; where that has ended, m is answered with err.
+func (p *program) put(m request, err error) {
+	if !p.tell(m) {
+		m.refuse(err)
 	}
 }
 
