@@ -56,7 +56,7 @@ func TestGiveUp(t *testing.T) {
 	st := open(t, t.TempDir(), proc.Options{})
 	st.Apply([]Spec{real("a", "exit 1", func(s *Spec) {
 		s.RestartDelay, s.RestartDelayMax, s.StartLimit = time.Millisecond, time.Millisecond, StartLimit{1, time.Minute}
-		s.OnFailure = []string{"sh", "-c", "echo given up; pwd > " + filepath.Join(dir, "done") + "; kill -TERM $$"}
+		s.OnFailure = []string{"sh", "-c", "pwd > " + filepath.Join(dir, "done") + "; echo given up; kill -TERM $$"}
 	})})
 	lines := st.Ring("a").Follow(t.Context())
 	for line := range lines {
@@ -67,7 +67,7 @@ func TestGiveUp(t *testing.T) {
 	for range 2 {
 		next(t, st.ended)
 	}
-	st.Shutdown(bg) // waits for it
+	st.Shutdown(bg) // ends it wherever it is: the line above says that it got to its end
 	if b, err := os.ReadFile(filepath.Join(dir, "done")); err != nil || len(b) == 0 {
 		t.Errorf("on_failure did not get to its end: %v", err)
 	}
