@@ -130,17 +130,18 @@ func (o *outlet) place(packets []byte, from *peer, name string) (left []byte, dr
 	return packets[len(packets)-whole:], 0, t
 }
 
-// taken is how many bytes a receiver has read; it is known where the kernel tells.
+// taken is how many bytes a receiver has read, if the kernel tells: at least, and at most, since what is on its way through
+// the kernel shows on neither side or on both.
 type taken struct {
-	bytes int64
-	known bool
+	least, most int64
+	known       bool
 }
 
 func (o *outlet) taken() (t taken) {
 	o.p.raw.Control(func(fd uintptr) { // an error: not known
-		var unread int64
-		unread, t.known = o.p.b.unread(int(fd), o.p.cred.Transport)
-		t.bytes = o.written - unread
+		var most, least int64
+		most, least, t.known = o.p.b.unread(int(fd), o.p.cred.Transport)
+		t.least, t.most = o.written-most, o.written-least
 	})
 	return t
 }
@@ -167,7 +168,7 @@ func (o *outlet) await(b []byte) []byte {
 		now := o.taken()
 		took := len(o.data) < before
 		if now.known && last.known {
-			took = now.bytes > last.bytes
+			took = now.least > last.least || now.most > last.most
 		}
 		if !took && (slice == stuckAfter || last.known) {
 			o.asOf = now
@@ -205,7 +206,7 @@ func (o *outlet) revive(b []byte) (left []byte, alive bool) {
 		return left, false
 	}
 	now := o.taken()
-	return left, !now.known || !o.asOf.known || now.bytes > o.asOf.bytes
+	return left, !now.known || !o.asOf.known || now.least > o.asOf.least
 }
 
 // unstick ends being stuck, and fetches the finisher out of RawConn.Write.

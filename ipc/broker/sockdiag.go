@@ -41,18 +41,22 @@ func (b *Broker) clientOf(fd int) (client socket, ok bool) {
 	return client, client.procTCP(addrPort(ours)) == nil
 }
 
-// unread tells how many bytes that were written to fd its other end has not read, and false if the kernel does not say.
-func (b *Broker) unread(fd int, t Transport) (n int64, ok bool) {
+// unread tells how many bytes that were written to fd its other end has not read, at most and at least, and false if the
+// kernel does not say. Over TCP the client's window may not let all through yet. A byte on its way is counted twice until
+// it is acknowledged if what is unacknowledged is asked for first, and not at all until it arrives if what is unsent is
+// asked for last.
+func (b *Broker) unread(fd int, t Transport) (most, least int64, ok bool) {
 	if t == TCP {
+		unacknowledged, err1 := unix.IoctlGetInt(fd, unix.TIOCOUTQ)
 		client, ok := b.clientOf(fd)
-		unsent, err := unix.IoctlGetInt(fd, unix.TIOCOUTQ) // what the client's window does not let through yet
-		return client.unread + int64(unsent), ok && err == nil
+		unsent, err2 := unix.IoctlGetInt(fd, unix.SIOCOUTQNSD)
+		return client.unread + int64(unacknowledged), client.unread + int64(unsent), ok && err1 == nil && err2 == nil
 	}
 	if b.noDiag {
-		return 0, false
+		return 0, 0, false
 	}
 	n, err := diagUnix(fd)
-	return n, err == nil
+	return n, n, err == nil
 }
 
 // What x/sys/unix does not name: linux/inet_diag.h and linux/unix_diag.h.
