@@ -23,6 +23,7 @@ const (
 	idleClients  = 100
 	crashClients = 200
 	storms       = 3
+	wakesMax     = 5  // of zhxd in a minute in which nothing happens: the runtime's own
 	crowdMax     = 30 // restarts within 100 ms: zhxd's own 10 at once and 10 that follow, and what a late scheduler adds
 	// quietTime lets the runtime of a zhxd that has just started 100 clients give back what that took.
 	quietTime = 3 * time.Second
@@ -60,6 +61,9 @@ func TestIdle(t *testing.T) {
 	}
 	if used > allowed {
 		t.Errorf("zhxd used %v of processor time in %v, at most %v is right", used, window, allowed)
+	}
+	if window >= time.Minute && switches > wakesMax {
+		t.Errorf("it woke %d times, at most %d is right: nobody's watchdog is armed", switches, wakesMax)
 	}
 	if rss > 20<<10 {
 		t.Errorf("zhxd has %d KiB of memory, at most 20 MiB is right", rss)

@@ -258,6 +258,10 @@ func daemonMutants() map[string]mutant {
 		"control":            `d.Control = d.RunDir + "/control.sock"`,
 		"control_group":      `d.ControlGroup = ""`,
 		"prototype_presence": `d.PrototypePresence = true`,
+		"state_dir":          `d.StateDir = d.RunDir`,
+		"device":             `conf.Watchdog.Device = ""`,
+		"magic_close":        `conf.Watchdog.MagicClose = false`,
+		"reboot_limit":       `conf.Watchdog.RebootLimit = 3`,
 		"run_dir": `if o.RunDir == "" { // not the true default: this may be a machine that has a zhxd
 			was := d.RunDir
 			d.RunDir = os.Getenv("ZHX_MUTANT_DIR")
@@ -269,7 +273,11 @@ func daemonMutants() map[string]mutant {
 			}
 		}`,
 	} {
-		all["daemon."+key] = mutant{
+		section := "daemon."
+		if strings.Contains(reset, "conf.Watchdog") {
+			section = "watchdog."
+		}
+		all[section+key] = mutant{
 			"daemon/daemon.go": {{"conf, err := load(o)", "conf, err := mutantLoad(o)"}},
 			"daemon/mutant.go": {{"", `package daemon
 
@@ -287,6 +295,7 @@ func mutantLoad(o Options) (*config.Config, error) {
 		return nil, err
 	}
 	d := &conf.Daemon
+	_ = d
 	` + reset + `
 	return conf, nil
 }
@@ -304,6 +313,7 @@ func mutantLoad(o Options) (*config.Config, error) {
 	maps.Copy(all, map[string]mutant{
 		"daemon.identity":   {"daemon/reload.go": {{inForce, inForce + "\nnext.Daemon.Identity = \"enforce\""}}},
 		"daemon.reload":     {"daemon/reload.go": {{inForce, inForce + "\nnext.Daemon.Reload = \"auto\""}}},
+		"watchdog.mode":     {"daemon/reload.go": {{inForce, inForce + "\nnext.Watchdog.Mode = \"enforce\""}}},
 		"watchdog.interval": {"daemon/config/config.go": {{timeout, "c.Watchdog.Interval = 3 * time.Second\n" + timeout}}},
 		"watchdog.misses":   {"daemon/config/config.go": {{timeout, "c.Watchdog.Misses = 3\n" + timeout}}},
 		"client.names":      {"daemon/reload.go": {{eachOwner, eachOwner + "cc.Names = nil\n"}}},
@@ -315,5 +325,17 @@ func mutantLoad(o Options) (*config.Config, error) {
 		"group.clients": {"daemon/config/relations.go": {{group, "g.Clients = nil\n" + group}}},
 		"group.restart": {"daemon/config/relations.go": {{group, "g.RestartAll = false\n" + group}}},
 	})
+	for key, zero := range map[string]string{"StartupTimeout": "0", "Deadlines": "nil", "Probe": "probe.Probe{}", "WarnAfter": "0", "WarnSignal": "0", "Critical": "false"} {
+		edits := [][2]string{{eachOwner, eachOwner + "cc." + key + " = " + zero + "\n"}}
+		if key == "Probe" {
+			edits = append(edits, [2]string{`"zhx/procman"`, "\"zhx/procman\"\n\"zhx/watchdog/probe\""})
+		}
+		all["client."+snake(key)] = mutant{"daemon/reload.go": edits}
+	}
 	return all
+}
+
+// snake is the key of a field: StartupTimeout is startup_timeout.
+func snake(field string) string {
+	return strings.ToLower(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(field, "${1}_$2"))
 }

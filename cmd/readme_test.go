@@ -39,7 +39,7 @@ func TestReadmeTranscript(t *testing.T) {
 var (
 	numbers = regexp.MustCompile(`[0-9]+(\\\.[0-9]+)?`)
 	private = regexp.MustCompile(`/tmp/tmp\\\.[A-Za-z0-9]+`)
-	version = regexp.MustCompile(`version=[^ ]+ |config=[^ ]+ |by=[a-z]+`)
+	version = regexp.MustCompile(`version=[^ ]+ |config=[^ ]+ |by=[a-z]+|seen="[^"]*"`)
 )
 
 // patterns turns the lines about one subject into patterns that hold for any run.
@@ -52,7 +52,7 @@ func patterns(transcript, subject string) (all []string) {
 		text = version.ReplaceAllString(text, "@")
 		text = private.ReplaceAllString(regexp.QuoteMeta(text), `\S+`)
 		text = numbers.ReplaceAllString(text, `[0-9.]+(m?s)?`)
-		all = append(all, strings.ReplaceAll(text, "@", `\S+ ?`)+"$")
+		all = append(all, strings.ReplaceAll(text, "@", `.*?`)+"$")
 	}
 	return all
 }

@@ -35,6 +35,7 @@ import (
 	"zhx/procman"
 	"zhx/procman/proc"
 	"zhx/watchdog"
+	"zhx/watchdog/hardware"
 )
 
 // DefaultConfig is where the configuration is if nobody says otherwise.
@@ -58,6 +59,10 @@ type Options struct {
 	RunDir  string    // instead of [daemon] run_dir; "" is what the configuration says
 	LogFile string    // "" is Stderr
 	Stderr  io.Writer // nil is os.Stderr
+
+	// In tests: what stands in for the hardware.
+	device hardware.Opener
+	board  hardware.Board
 }
 
 // Daemon is one zhxd.
@@ -77,6 +82,8 @@ type Daemon struct {
 	edited  chan struct{}      // the file watcher -> loop
 	end     func()             // begins the end
 	ending  <-chan struct{}    // it has begun
+	serving context.Context    // lives longer: clients talk while they stop
+	board   *board
 
 	loaded      atomic.Pointer[config.Config]
 	owners      atomic.Pointer[map[string]*client] // name -> the client that it belongs to
@@ -84,7 +91,13 @@ type Daemon struct {
 	unarmed     atomic.Int64                       // armings of strangers refused: another user's name, or foreignMax
 	unfed       atomic.Int64                       // feeds of a dog that was not armed
 	foreignRuns atomic.Uint64
-	keep        atomic.Bool // clients go on when this zhxd ends
+	keep        atomic.Bool            // clients go on when this zhxd ends
+	looping     atomic.Bool            // the configuration's loop has begun
+	looks       atomic.Int64           // at late clients, under way
+	unlooked    atomic.Int64           // late clients that were not looked at: looksMax
+	device      atomic.Pointer[string] // what is said of the hardware watchdog; nil: there is none
+	rebooting   atomic.Pointer[string] // why, once it is decided
+	probes      sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
 	clients map[string]*client
@@ -163,11 +176,18 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	defer signal.Stop(sigs)
 	d.log.Info("zhxd begins", "version", Version, "pid", os.Getpid(), "config", conf.Path, "clients", len(conf.Clients))
 
-	d.watch = watchdog.New(watchdog.Options{Settle: d.settle, Lapsed: d.lapsed})
+	// Whatever serves lives longer than ctx: clients talk while they stop.
+	var unserve func()
+	d.serving, unserve = context.WithCancel(context.WithoutCancel(ctx))
+	defer unserve()
+	d.board = d.openBoard(conf)
+	d.watch = watchdog.New(watchdog.Options{Settle: d.settle, Examine: d.examine, Warned: d.warned, Lapsed: d.lapsed,
+		Passed: d.board.passed, Beat: d.board.beat})
 	d.bus = broker.New(d, d.log)
 	d.procs = procman.New(procman.Options{
 		Dir: d.dir.state, Notify: d.dir.notify, Environ: childEnviron(conf.Daemon.Socket), Kernel: d.kernel, Log: d.log, Events: d,
 		Output: d.out.Output, Fail: failpoint(),
+		Spare:  d.spare,
 		Settle: func() { d.bus.Settle(watchdog.SettleMax, func(any) bool { return true }) },
 	})
 
@@ -175,9 +195,7 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	if err != nil {
 		return err
 	}
-	// Whatever serves lives longer than ctx: clients talk while they stop.
-	serving, unserve := context.WithCancel(context.WithoutCancel(ctx))
-	defer unserve()
+	serving := d.serving
 	stopping, hurry := context.WithCancel(serving)
 	defer hurry()
 	var parts sync.WaitGroup
@@ -191,11 +209,14 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	}
 	d.ctl = d.controlServer(&conf.Daemon)
 	parts.Go(func() { d.watch.Run(serving) })
+	if d.board.beat > 0 {
+		parts.Go(func() { d.board.heart(serving) })
+	}
 	if conf.Daemon.PrototypePresence {
 		parts.Go(func() { keepPresence(serving, d.kernel, d.log) })
 	}
 
-	if err := d.procs.Leftovers(ctx, specs(conf)); err != nil {
+	if err := d.procs.Leftovers(ctx, d.specs(conf)); err != nil {
 		d.log.Error("leftovers of the last zhxd", "err", err, "next", "their clients are not started until they are gone")
 	}
 	d.apply(conf)
@@ -235,6 +256,10 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	d.bus.Close()
 	unserve()
 	parts.Wait()
+	d.probes.Wait()
+	if d.rebooting.Load() != nil {
+		d.board.restart()
+	}
 	d.log.Info("zhxd has ended", "uptime", round(time.Since(d.began)))
 	return nil
 }
@@ -315,7 +340,7 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 	if c == nil {
 		return // removed from the configuration while it was about to start
 	}
-	s := &session{id: watchdog.ID{Name: name, Run: number}, client: c, tree: t, unfed: &d.unfed, targets: targets{}}
+	s := &session{id: watchdog.ID{Name: name, Run: number}, client: c, tree: t, unfed: &d.unfed, targets: targets{}, unprobe: func() {}}
 	s.note = func(armed bool) {
 		if armed {
 			go d.procs.Armed(name, number)
@@ -324,8 +349,11 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 		}
 	}
 	c.mu.Lock()
-	s.dog = d.watch.Dog(s.id, c.conf.WatchdogTimeout)
-	s.configure(d.watch, modeOf(c.conf.Watchdog), c.conf.WatchdogTimeout)
+	s.dog = d.watch.Dog(s.id, c.conf.Rules())
+	s.configure(d, c.conf)
+	if c.pause != nil && time.Until(c.pause.until) > 0 {
+		s.theDog().Pause(time.Until(c.pause.until))
+	}
 	c.current = s
 	c.mu.Unlock()
 	d.takeBack(c.names())
@@ -335,6 +363,12 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 func (d *Daemon) Running(name string, number uint64, pid int) {
 	if s := d.session(watchdog.ID{Name: name, Run: number}); s != nil {
 		s.pid.Store(int64(pid))
+		s.client.mu.Lock()
+		p := s.client.conf.Probe
+		s.client.mu.Unlock()
+		s.mu.Lock()
+		s.ask(d, p)
+		s.mu.Unlock()
 	}
 }
 
@@ -347,6 +381,9 @@ func (d *Daemon) Ended(name string, number uint64, _ procman.LastExit) {
 	s.client.mu.Lock()
 	s.client.current, s.client.ended = nil, s
 	s.client.mu.Unlock()
+	s.mu.Lock()
+	s.unprobe()
+	s.mu.Unlock()
 	s.theDog().Retire()
 }
 
@@ -354,20 +391,6 @@ func (d *Daemon) Ended(name string, number uint64, _ procman.LastExit) {
 func (d *Daemon) Armed(name string, number uint64) {
 	if s := d.session(watchdog.ID{Name: name, Run: number}); s != nil {
 		s.armed.Store(true) // the record has it
-		s.Arm()
-	}
-}
-
-// Fed implements procman.Events: a word on the run's notify socket. The first sign of life arms, as by a packet.
-func (d *Daemon) Fed(name string, number uint64, alive bool, timeout time.Duration) {
-	s := d.session(watchdog.ID{Name: name, Run: number})
-	if s == nil {
-		return
-	}
-	if timeout > 0 {
-		s.theDog().SetTimeout(timeout)
-	}
-	if alive && !s.theDog().Feed() {
 		s.Arm()
 	}
 }
@@ -386,42 +409,6 @@ func (d *Daemon) client(name string) *client {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.clients[name]
-}
-
-// settle lets feeds that have arrived be read before the judge speaks. Peers that have not said yet whose they are count
-// for everybody.
-func (d *Daemon) settle(suspects []watchdog.ID) {
-	limit, trees := time.Now().Add(watchdog.SettleMax), map[*proc.Tree]bool{}
-	for _, id := range suspects {
-		if s := d.session(id); s != nil {
-			trees[s.tree] = true
-		}
-	}
-	d.bus.Settle(watchdog.SettleMax, func(who any) bool {
-		t := who.(*visitor).tree.Load()
-		return t == nil || trees[t]
-	})
-	for _, id := range suspects {
-		for id.Run&foreignBit == 0 && d.procs.Unheard(id.Name, id.Run) && time.Now().Before(limit) {
-			time.Sleep(time.Millisecond) // its socket's goroutine is at work, and tells nobody when it is through
-		}
-	}
-}
-
-// lapsed is the watchdog's verdict.
-func (d *Daemon) lapsed(l watchdog.Lapse) {
-	if l.Run&foreignBit != 0 {
-		d.lapsedForeign(l)
-		return
-	}
-	s := d.session(l.ID)
-	if s == nil {
-		return // it has ended meanwhile
-	}
-	s.client.lapses.Add(1)
-	d.log.Warn("lapse", "client", l.Name, "run", l.Run, "pid", s.pid.Load(), "silence", round(l.Silence), "timeout", l.Timeout,
-		"next", "its whole tree is killed")
-	go d.procs.Expire(l.Name, l.Run, "no feed for "+round(l.Silence).String()) // its loop may be busy; the judge must not be
 }
 
 // signals turns SIGHUP into a reload, the first SIGINT or SIGTERM into the end, and a later one into a fast end. One that

@@ -72,6 +72,16 @@ func (d *Daemon) foreignDog(v *visitor, name string) *watchdog.Dog {
 	return nil
 }
 
+// foreignRun is that dog, if it is still its name's; else nil.
+func (d *Daemon) foreignRun(id watchdog.ID) *foreign {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if f := d.foreign[id.Name]; f != nil && f.run == id {
+		return f
+	}
+	return nil
+}
+
 // armForeign arms a dog for the visitor's process. It replaces one that the same user armed under that name.
 func (d *Daemon) armForeign(v *visitor, name string) {
 	f := &foreign{uid: v.cred.UID, id: v.id, run: watchdog.ID{Name: name, Run: d.foreignRuns.Add(1) | foreignBit}}
@@ -89,7 +99,7 @@ func (d *Daemon) armForeign(v *visitor, name string) {
 		d.unarmed.Add(1)
 		return
 	}
-	f.dog = d.watch.Dog(f.run, d.config().Watchdog.Timeout())
+	f.dog = d.watch.Dog(f.run, watchdog.Rules{Timeout: d.config().Watchdog.Timeout()})
 	d.foreign[name] = f
 	d.mu.Unlock()
 	if old != nil {
@@ -113,6 +123,13 @@ func (d *Daemon) forget(name string, run *watchdog.ID) *foreign {
 }
 
 func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
+	if d.observes() {
+		if f := d.foreignRun(l.ID); f != nil {
+			d.log.Warn("lapse of a foreign client", "client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "next", `nothing: mode = "observe"`)
+			f.dog.Arm()
+		}
+		return
+	}
 	f := d.forget(l.Name, &l.ID)
 	if f == nil {
 		return // armed anew meanwhile

@@ -1,7 +1,8 @@
 // Somebody guards the guard: `zhxd --keeper` is the same program in a mode that only waits for one child, which is zhxd.
 //
 //	zhxctl start ─> keeper ── starts, waits for, starts again ──> zhxd ── everything else
-//	                   └─ SIGTERM, SIGINT, SIGHUP go on to it; its READY=1 comes back, and goes on to whoever waits for it
+//	                   ├─ SIGTERM, SIGINT, SIGHUP go on to it; its READY=1 comes back, and goes on to whoever waits for it
+//	                   └─ its WATCHDOG=1 comes back; if none does for too long: SIGABRT, SIGKILL, and it is started again
 package daemon
 
 import (
@@ -21,6 +22,8 @@ import (
 
 	sdaemon "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
+
+	"zhx/daemon/config"
 )
 
 const (
@@ -29,22 +32,32 @@ const (
 	keeperStable   = 10 * time.Second       // a zhxd that lived this long begins a new row
 	keeperHandover = time.Second            // for another keeper of the same run directory to end; then this one gives up
 	noteMax        = 4 << 10                // bytes of one notification; the rest is cut, as systemd does
+
+	// zhxd is hung when it notifies of nothing for so long. It must wake three times in that, and a board on which nothing
+	// happens is not to be woken more often.
+	keeperSilence = 2 * time.Minute
+	// With a hardware watchdog it wakes for that anyway. This, keeperAbort and a start are over before the board is reset.
+	keeperSilenceDevice = deviceTimeout * 2 / 3
+	keeperAbort         = 5 * time.Second // for a hung zhxd to print its goroutines; then SIGKILL
+	keeperLate          = time.Second     // a timer later than this: the keeper itself did not run, so maybe zhxd did not either
 )
 
 // keeper is one zhxd --keeper. Everything but ready is owned by the goroutine of keep.
 type keeper struct {
 	argv    []string
-	notify  string // the path of its socket, in a folder that is only its user's
-	logFile string // what stderr becomes when the first zhxd has died; "": it stays
+	notify  string        // the path of its socket, in a folder that is only its user's
+	logFile string        // what stderr becomes when the first zhxd has died; "": it stays
+	silence time.Duration // of zhxd; longer is hung
 	log     *slog.Logger
 	signals chan os.Signal
-	ready   atomic.Bool // a zhxd has been READY
-	ending  bool        // nothing is started any more
+	heard   chan struct{} // zhxd has notified
+	ready   atomic.Bool   // a zhxd has been READY
+	ending  bool          // nothing is started any more
 }
 
 // RunKeeper keeps a zhxd with the same options, and returns the exit code of the one that ended by itself.
 func RunKeeper(ctx context.Context, o Options) int {
-	state, err := guard(o)
+	conf, err := guard(o)
 	exe, exeErr := os.Executable()
 	if err = errors.Join(err, exeErr); err != nil {
 		fmt.Fprintln(os.Stderr, "zhxd: keeper:", err)
@@ -62,38 +75,45 @@ func RunKeeper(ctx context.Context, o Options) int {
 	}
 	out := NewLog(os.Stderr)
 	defer out.Close()
-	k := keeper{argv: argv, notify: filepath.Join(state, "keeper"), logFile: o.LogFile, log: out.Logger()}
+	k := keeper{argv: argv, notify: filepath.Join(conf.Daemon.RunDir, "state", "keeper"), logFile: o.LogFile, silence: keeperSilence, log: out.Logger()}
+	if conf.Watchdog.Device != "" {
+		k.silence = keeperSilenceDevice
+	}
+	// Whoever watches the keeper is passed what zhxd notifies: it may want that more often. The rest is not for zhxd.
+	if outer, err := sdaemon.SdWatchdogEnabled(true); err == nil && outer > 0 {
+		k.silence = min(k.silence, outer)
+	}
 	return k.keep(ctx)
 }
 
-// guard makes this process the only keeper of its run directory, whose state folder it returns: two would start zhxd in turn, also
-// after a shutdown. It locks zhxd's lock file, by fcntl(2), which does not see zhxd's flock(2) and names the keeper to zhxctl.
-func guard(o Options) (state string, err error) {
+// guard makes this process the only keeper of its configuration's run directory: two would start zhxd in turn, also after a
+// shutdown. It locks zhxd's lock file, by fcntl(2), which does not see zhxd's flock(2) and names the keeper to zhxctl.
+func guard(o Options) (*config.Config, error) {
 	conf, err := load(o)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	state = filepath.Join(conf.Daemon.RunDir, "state")
+	state := filepath.Join(conf.Daemon.RunDir, "state")
 	err = os.MkdirAll(conf.Daemon.RunDir, dirMode)
 	if err == nil {
 		err = os.MkdirAll(state, stateMode) // zhxd gives both their exact modes
 	}
 	if err != nil {
-		return "", fmt.Errorf("make run_dir: %w", err)
+		return nil, fmt.Errorf("make run_dir: %w", err)
 	}
 	fd, err := unix.Open(filepath.Join(state, "lock"), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return "", fmt.Errorf("open the lock in %s: %w", state, err)
+		return nil, fmt.Errorf("open the lock in %s: %w", state, err)
 	}
 	locked := make(chan error, 1)
 	go func() { locked <- unix.FcntlFlock(uintptr(fd), unix.F_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK}) }()
 	select {
 	case err := <-locked:
-		return state, err
+		return conf, err
 	case <-time.After(keeperHandover):
 		holder := unix.Flock_t{Type: unix.F_WRLCK}
 		_ = unix.FcntlFlock(uintptr(fd), unix.F_GETLK, &holder)
-		return "", fmt.Errorf("the keeper with pid %d has %s, and starts zhxd itself; zhxctl shutdown ends it", holder.Pid, conf.Daemon.RunDir)
+		return nil, fmt.Errorf("the keeper with pid %d has %s, and starts zhxd itself; zhxctl shutdown ends it", holder.Pid, conf.Daemon.RunDir)
 	}
 }
 
@@ -101,7 +121,7 @@ func guard(o Options) (state string, err error) {
 // has been READY (sd_notify), also when it ends with a code other than 0: before that, a code is an answer to whoever started it.
 // After SIGTERM, SIGINT or the end of ctx nothing is started any more.
 func (k *keeper) keep(ctx context.Context) int {
-	k.signals = make(chan os.Signal, 8)
+	k.signals, k.heard = make(chan os.Signal, 8), make(chan struct{}, 1)
 	signal.Notify(k.signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(k.signals)
 	defer context.AfterFunc(ctx, func() { k.signals <- unix.SIGTERM })()
@@ -144,10 +164,14 @@ func keeperDelay(before, lived time.Duration) time.Duration {
 	return min(2*before, keeperDelayMax)
 }
 
-// once runs one zhxd to its end. The code is -1 when it died by a signal.
+// once runs one zhxd to its end. The code is -1 when it died by a signal, or was hung.
+//
+// From its first notification on its silence is counted, in halves: what a start takes depends on the clients that a dead zhxd
+// left. A half that the keeper did not end in time (SIGSTOP, a frozen cgroup; while the board is suspended the clock itself
+// stands) begins the count anew, for zhxd may have stood as well. It notifies after a third.
 func (k *keeper) once() (code int, how string) {
 	cmd := exec.Command(k.argv[0], k.argv[1:]...)
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+k.notify)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+k.notify, fmt.Sprint("WATCHDOG_USEC=", k.silence.Microseconds()))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's ctrl-C reaches it once, through the keeper
 	if err := cmd.Start(); err != nil {
@@ -158,14 +182,47 @@ func (k *keeper) once() (code int, how string) {
 		_ = cmd.Wait() // ProcessState says it
 		close(ended)
 	}()
+	select {
+	case <-k.heard: // the dead one's
+	default:
+	}
+	halves, wait := 0, k.silence/2
+	timer, due := time.NewTimer(wait), time.Time{}
+	timer.Stop()
+	defer timer.Stop()
 	for {
 		select {
 		case <-ended:
-			return cmd.ProcessState.ExitCode(), cmd.ProcessState.String()
+			code, how = cmd.ProcessState.ExitCode(), cmd.ProcessState.String()
+			if halves >= 2 && code > 0 { // a program in Go ends with 2 by SIGABRT
+				code = -1
+			}
+			return code, how
+		case <-k.heard:
+			if halves >= 2 {
+				continue // too late
+			}
+			halves = 0
+		case <-timer.C:
+			if halves++; halves <= 2 && time.Since(due) > keeperLate {
+				halves = 0
+			}
+			switch halves {
+			case 2:
+				wait = keeperAbort
+				k.log.Error("zhxd hangs", "pid", cmd.Process.Pid, "silence", k.silence, "next", "SIGABRT; SIGKILL after "+wait.String())
+				_ = cmd.Process.Signal(unix.SIGABRT)
+			case 3:
+				_ = cmd.Process.Kill()
+				continue
+			}
 		case sig := <-k.signals:
 			k.ending = k.ending || sig != unix.SIGHUP
 			_ = cmd.Process.Signal(sig) // it has just ended: the same
+			continue
 		}
+		timer.Reset(wait)
+		due = time.Now().Add(wait)
 	}
 }
 
@@ -194,6 +251,10 @@ func (k *keeper) hear(socket *net.UnixConn) {
 		note := string(buf[:n])
 		if strings.Contains("\n"+note+"\n", "\n"+sdaemon.SdNotifyReady+"\n") {
 			k.ready.Store(true)
+		}
+		select {
+		case k.heard <- struct{}{}:
+		default: // so it is told already
 		}
 		_, _ = sdaemon.SdNotify(false, note) // zhxctl waits for the first one only
 	}

@@ -18,7 +18,12 @@ import (
 
 	sdaemon "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
+
+	"zhx/daemon/control"
 )
+
+// keptSilence is what these keepers take for a hang: a loaded machine does not stand still for so long.
+const keptSilence = 3 * time.Second
 
 // keptEnv is where the stand-in for zhxd finds the test that plays with it.
 const keptEnv = "ZHX_TEST_KEPT"
@@ -48,6 +53,8 @@ func TestKept(t *testing.T) {
 			os.Exit(code)
 		case in.Text() == "ready":
 			sdaemon.SdNotify(false, "STATUS=well\nREADY=1")
+		case in.Text() == "feed":
+			sdaemon.SdNotify(false, sdaemon.SdNotifyWatchdog)
 		}
 	}
 	os.Exit(98)
@@ -88,7 +95,7 @@ func keepStandIns(t *testing.T) *stage {
 	s := &stage{t: t, ln: ln, code: make(chan int, 1), stop: stop}
 	k := keeper{
 		argv: []string{os.Args[0], "-test.run=^TestKept$"}, notify: filepath.Join(t.TempDir(), "n"),
-		log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		log: slog.New(slog.NewTextHandler(t.Output(), nil)), silence: keptSilence,
 	}
 	go func() {
 		s.code <- k.keep(ctx)
@@ -177,6 +184,115 @@ func TestKeepRestarts(t *testing.T) {
 	s.ends(0)
 }
 
+// A zhxd that notifies lives, also one that does so late, and for as long as its start takes. One that does not is ended, which
+// leaves its goroutines as evidence, and the next one has all its time again.
+func TestKeepHung(t *testing.T) {
+	stderr, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func(was *os.File) { os.Stderr = was }(os.Stderr)
+	os.Stderr = stderr
+	s := keepStandIns(t)
+	first := s.next()
+	time.Sleep(keptSilence + time.Second/2) // no event: it is the time itself that must not matter
+	for range 2 {
+		fmt.Fprintln(first, "feed")
+		time.Sleep(keptSilence * 2 / 3)
+	}
+	began := time.Now()
+	fmt.Fprintln(first, "ready")
+	second := s.next()
+	if took := time.Since(began); took < keptSilence || took > keptSilence+keeperAbort {
+		t.Errorf("it was replaced %v after it had notified last", took)
+	}
+	if text, err := os.ReadFile(stderr.Name()); !strings.Contains(string(text), "SIGABRT") || !strings.Contains(string(text), "TestKept(") {
+		t.Errorf("no goroutines in what it printed: %s %v", text, err)
+	}
+	fmt.Fprintln(second, "ready\nexit 0")
+	s.ends(0)
+}
+
+// keeperEnv holds the configuration for the keeper of TestKeepReal, keptConfigEnv for its zhxd.
+const keeperEnv, keptConfigEnv = "ZHX_TEST_KEEPER", "ZHX_TEST_KEPT_CONFIG"
+
+// TestKeeping is no test but the keeper of TestKeepReal.
+func TestKeeping(t *testing.T) {
+	path := os.Getenv(keeperEnv)
+	if path == "" {
+		return
+	}
+	os.Setenv(keptConfigEnv, path)
+	out := NewLog(os.Stderr)
+	k := keeper{
+		argv: []string{os.Args[0], "-test.run=^TestKeptReal$"}, notify: filepath.Join(filepath.Dir(path), "n"),
+		log: out.Logger(), silence: keptSilence,
+	}
+	code := k.keep(context.Background())
+	out.Close()
+	os.Exit(code)
+}
+
+// TestKeptReal is no test but the zhxd of TestKeepReal.
+func TestKeptReal(t *testing.T) {
+	if path := os.Getenv(keptConfigEnv); path != "" {
+		if err := Run(context.Background(), Options{Config: path}); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+}
+
+// A real zhxd that stands still is replaced, and its client goes on. When keeper and zhxd both stood still, nothing happens.
+func TestKeepReal(t *testing.T) {
+	dir := t.TempDir()
+	z := &running{t: t, dir: dir, conf: filepath.Join(dir, "clients.toml"), log: &buffer{}}
+	z.Client = control.Dial(filepath.Join(dir, "run", "control.sock"))
+	z.edit(fmt.Sprintf("[client.sleeper]\ncommand = [%q, \"role-sleeper\"]\n", exe(t)))
+	guard := exec.Command(exe(t), "-test.run=^TestKeeping$")
+	guard.Env = append(os.Environ(), keeperEnv+"="+z.conf, "GORACE=atexit_sleep_ms=0")
+	guard.Stderr = z.log
+	if err := guard.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		guard.Process.Signal(unix.SIGTERM)
+		guard.Wait()
+		if t.Failed() {
+			t.Logf("the log of keeper and zhxd:\n%s", z.log)
+		}
+	})
+	z.logged("[zhxd] ready (")
+	zhxd := func() int {
+		st, err := z.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Daemon.PID
+	}
+	first, client := zhxd(), z.pid("sleeper")
+
+	for _, pid := range []int{guard.Process.Pid, first} {
+		syscall.Kill(pid, syscall.SIGSTOP)
+	}
+	time.Sleep(keptSilence + 2*keeperLate)
+	for _, pid := range []int{guard.Process.Pid, first} {
+		syscall.Kill(pid, syscall.SIGCONT)
+	}
+	time.Sleep(keptSilence) // it is fed again, and nobody says so
+	if again := zhxd(); again != first || strings.Contains(z.log.String(), "hangs") {
+		t.Errorf("pid %d, then %d, after both stood still\n%s", first, again, z.log)
+	}
+
+	syscall.Kill(first, syscall.SIGSTOP)
+	z.logged("zhxd hangs (")
+	z.until("the next zhxd is ready", func() bool { return strings.Count(z.log.String(), "[zhxd] ready (") == 2 })
+	if second := zhxd(); second == first || z.pid("sleeper") != client {
+		t.Errorf("zhxd has pid %d after %d, the client %d after %d", second, first, z.pid("sleeper"), client)
+	}
+}
+
 func TestKeepPassesSignalsOn(t *testing.T) {
 	s := keepStandIns(t)
 	k := s.next()
@@ -247,8 +363,8 @@ func TestGuard(t *testing.T) {
 	if err := os.WriteFile(path, fmt.Appendf(nil, "[daemon]\nrun_dir = %q\n", dir+"/run"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if state, err := guard(Options{Config: path}); err != nil || state != dir+"/run/state" {
-		t.Fatal(state, err)
+	if conf, err := guard(Options{Config: path}); err != nil || conf.Daemon.RunDir != dir+"/run" {
+		t.Fatal(conf, err)
 	}
 	other := exec.Command(os.Args[0], "-test.run=^TestGuarded$")
 	other.Env = append(os.Environ(), guardEnv+"="+path, "GORACE=atexit_sleep_ms=0")

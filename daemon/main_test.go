@@ -45,6 +45,23 @@ func TestMain(m *testing.M) {
 			for {
 				unix.Pause()
 			}
+		case "role-spin":
+			sdaemon.SdNotify(false, "WATCHDOG=1")
+			for n := 0; ; n++ {
+			}
+		case "role-slow":
+			sdaemon.SdNotify(false, "EXTEND_TIMEOUT_USEC=1500000")
+			select {}
+		case "role-warned":
+			warned := make(chan os.Signal, 1)
+			signal.Notify(warned, syscall.SIGUSR1)
+			sdaemon.SdNotify(false, "WATCHDOG=1")
+			fmt.Println(<-warned)
+			select {}
+		case "role-loop":
+			roleLoop()
+		case "role-door":
+			roleDoor(os.Args[2])
 		case "role-farewell":
 			roleFarewell(os.Args[2])
 		}
@@ -135,7 +152,10 @@ func (b *buffer) String() string {
 }
 
 // serve runs a zhxd on a configuration ([daemon] is added), and ends it with the test.
-func serve(t *testing.T, clients string) *running {
+func serve(t *testing.T, clients string) *running { return serveOn(t, clients, Options{}) }
+
+// serveOn is serve on hardware of o's.
+func serveOn(t *testing.T, clients string, o Options) *running {
 	t.Helper()
 	dir := t.TempDir()
 	r := &running{t: t, dir: dir, conf: filepath.Join(dir, "clients.toml"), done: make(chan error, 1), log: &buffer{}}
@@ -151,7 +171,8 @@ func serve(t *testing.T, clients string) *running {
 			}
 		})
 	}
-	go func() { r.done <- Run(ctx, Options{Config: r.conf, Stderr: r.log}) }()
+	o.Config, o.Stderr = r.conf, r.log
+	go func() { r.done <- Run(ctx, o) }()
 	t.Cleanup(func() {
 		r.stop()
 		if t.Failed() {

@@ -64,6 +64,7 @@ func (d *Daemon) reload(ctx context.Context, by string, dry bool) reloadReply {
 
 // loop applies edits and reload requests until ctx ends.
 func (d *Daemon) loop(ctx context.Context) {
+	d.looping.Store(true)
 	loaded := d.config()
 	go func() {
 		err := loaded.Watch(ctx, func() {
@@ -96,6 +97,8 @@ func (d *Daemon) loop(ctx context.Context) {
 			}
 			still.Stop()
 			req.reply <- d.reread(req.by)
+		case heard := <-d.board.rolls:
+			close(heard)
 		case <-d.edited:
 			waited = fileSum{}
 			edit()
@@ -151,7 +154,7 @@ func (d *Daemon) foresee() reloadReply {
 		return reloadReply{err: err}
 	}
 	old := d.config()
-	return reloadReply{plan: planWith(procman.Diff(specs(old), specs(conf)), old.Clients, conf.Clients), conf: conf}
+	return reloadReply{plan: planWith(procman.Diff(d.specs(old), d.specs(conf)), old.Clients, conf.Clients), conf: conf}
 }
 
 func (d *Daemon) invalid(by string, err error) {
@@ -184,6 +187,7 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 	next := *conf
 	next.Daemon = old.Daemon // in force until zhxd is restarted
 	next.Daemon.Identity, next.Daemon.Reload = conf.Daemon.Identity, conf.Daemon.Reload
+	next.Watchdog.Device, next.Watchdog.MagicClose = old.Watchdog.Device, old.Watchdog.MagicClose
 	d.loaded.Store(&next)
 
 	owners := map[string]*client{}
@@ -198,8 +202,8 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 		was := c.conf
 		c.conf = cc
 		// Else it stays as it is: a run may have asked for another timeout.
-		if c.current != nil && (was.Watchdog != cc.Watchdog || was.WatchdogTimeout != cc.WatchdogTimeout) {
-			c.current.configure(d.watch, modeOf(cc.Watchdog), cc.WatchdogTimeout)
+		if c.current != nil && (len(config.ClientChanges(was, cc)) > 0 || was.WatchdogTimeout != cc.WatchdogTimeout) {
+			c.current.configure(d, cc)
 		}
 		c.mu.Unlock()
 		for _, name := range append([]string{cc.Name}, cc.Names...) {
@@ -220,11 +224,13 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 		}
 	}
 	d.takeBack(moved)
-	return planWith(d.procs.Apply(specs(conf)), old.Clients, conf.Clients)
+	return planWith(d.procs.Apply(d.specs(conf)), old.Clients, conf.Clients)
 }
 
-func specs(conf *config.Config) (specs []procman.Spec) {
+// specs are the clients as procman knows them.
+func (d *Daemon) specs(conf *config.Config) (specs []procman.Spec) {
 	for _, c := range conf.Clients {
+		c.Spec.Autostart = c.Autostart && !d.board.safe
 		specs = append(specs, c.Spec)
 	}
 	return specs
@@ -238,13 +244,7 @@ func planWith(plan procman.Plan, old, new []config.Client) procman.Plan {
 		if a < 0 || b < 0 {
 			continue
 		}
-		var why []string
-		if !slices.Equal(old[a].Names, new[b].Names) {
-			why = append(why, "names")
-		}
-		if old[a].Watchdog != new[b].Watchdog {
-			why = append(why, "watchdog")
-		}
+		why := config.ClientChanges(old[a], new[b])
 		if old[a].WatchdogTimeout != new[b].WatchdogTimeout && !slices.Contains(row.Why, "watchdog_timeout") {
 			why = append(why, "watchdog_timeout")
 		}

@@ -4,6 +4,8 @@
 package daemon
 
 import (
+	"context"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"zhx/ipc/broker"
 	"zhx/procman/proc"
 	"zhx/watchdog"
+	"zhx/watchdog/probe"
 )
 
 const (
@@ -30,6 +33,9 @@ type client struct {
 	conf    config.Client
 	current *session // the run that lives now, nil between two runs
 	ended   *session // the one before: its last messages may be read after its end
+
+	pause    *pause    // nil: none; it may be over
+	evidence *evidence // the last; never written to
 }
 
 // names are all that belong to the client.
@@ -62,6 +68,15 @@ type session struct {
 	mu      sync.Mutex // guards what follows
 	dog     *watchdog.Dog
 	targets targets
+	sched   *proc.Sched // at the last half time
+	looked  time.Time   // when evidence was taken last
+
+	// In mode "observe": a lapse was told, and how many feeds there had been.
+	observed bool
+	fedAt    int64
+
+	probe   probe.Probe // that is under way
+	unprobe func()
 }
 
 // targets remembers to whom a message was logged as forwarded.
@@ -99,21 +114,43 @@ func (s *session) theDog() *watchdog.Dog {
 	return s.dog
 }
 
-// configure applies what can change while the run lives: the watchdog's mode and timeout.
-func (s *session) configure(w *watchdog.Watch, mode int32, timeout time.Duration) {
+// configure applies what can change while the run lives: the watchdog's mode and rules.
+func (s *session) configure(d *Daemon, c config.Client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	mode := modeOf(c.Watchdog)
 	switch old := s.mode.Swap(mode); {
 	case mode == modeOff && old != modeOff:
 		s.dog.Retire()
 	case mode != modeOff && old == modeOff:
-		s.dog = w.Dog(s.id, timeout)
+		s.dog = d.watch.Dog(s.id, c.Rules())
 	default:
-		s.dog.SetTimeout(timeout)
+		s.dog.SetRules(c.Rules())
 	}
 	if mode == modeRequired && !s.dog.Status().Armed {
-		s.dog.Arm()
+		s.dog.Require()
 	}
+	if s.pid.Load() != 0 {
+		s.ask(d, c.Probe)
+	}
+}
+
+// ask makes p the probe of the run, whose process lives. s.mu is held.
+func (s *session) ask(d *Daemon, p probe.Probe) {
+	if s.mode.Load() == modeOff {
+		p = probe.Probe{}
+	}
+	if reflect.DeepEqual(p, s.probe) {
+		return
+	}
+	s.unprobe()
+	s.probe = p
+	if !p.Asks() {
+		return
+	}
+	ctx, cancel := context.WithCancel(d.serving)
+	s.unprobe = cancel
+	d.probes.Go(func() { d.probe(ctx, s, p) })
 }
 
 // claim is a session as one peer proved it; it is what the broker keeps. It implements broker.Session.

@@ -21,7 +21,7 @@ func (b backend) Status(context.Context) control.Status {
 	conf, disk := b.config(), b.onDisk.Load()
 	st := control.Status{Daemon: &control.DaemonStatus{
 		Version: Version, PID: os.Getpid(), Uptime: control.Seconds(time.Since(b.began)),
-		Config: conf.Path, ConfigState: disk.word, Counters: b.counters(),
+		Config: conf.Path, ConfigState: disk.word, Counters: b.counters(), Watchdog: b.boardStatus(),
 	}}
 	if disk.err != "" {
 		st.Daemon.ConfigError = &disk.err
@@ -57,7 +57,7 @@ func (b backend) counters() map[string]int64 {
 		"connections": n.Accepted, "messages_forwarded": n.Forwarded, "messages_undeliverable": n.Undeliverable,
 		"messages_dropped": n.Dropped, "packets_refused": n.Refused, "peers_malformed": n.Malformed, "peers_truncated": n.Truncated,
 		"peers_over_limit": n.OverLimit, "peers_no_descriptor": n.NoDescriptor, "peers_replaced": n.Replaced, "receivers_stuck": n.Stuck,
-		"armings_refused": b.unarmed.Load(), "feeds_ignored": b.unfed.Load(), "log_lines_dropped": b.out.Dropped(), "orphans_unplaced": b.kernel.Unplaced(),
+		"armings_refused": b.unarmed.Load(), "feeds_ignored": b.unfed.Load(), "late_not_looked_at": b.unlooked.Load(), "log_lines_dropped": b.out.Dropped(), "orphans_unplaced": b.kernel.Unplaced(),
 	}
 }
 
@@ -93,21 +93,42 @@ func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus 
 		next := control.Seconds(time.Until(p.Next))
 		st.Next = &next
 	}
+	st.Watchdog = c.watchdogStatus()
+	st.LastExit = exitStatus(p.LastExit)
+	return st
+}
+
+// watchdogStatus is nil where it is off.
+func (c *client) watchdogStatus() *control.WatchdogStatus {
+	paused := c.paused()
 	c.mu.Lock()
 	mode, timeout, s := c.conf.Watchdog, c.conf.WatchdogTimeout, c.current
 	c.mu.Unlock()
-	if mode != "off" {
-		st.Watchdog = &control.WatchdogStatus{Timeout: control.Seconds(timeout), Lapses: c.lapses.Load()}
-		if s != nil {
-			dog := s.theDog().Status()
-			st.Watchdog.Armed, st.Watchdog.Paused, st.Watchdog.Timeout = dog.Armed, dog.Paused, control.Seconds(dog.Timeout)
-			if dog.Armed {
-				remaining := control.Seconds(dog.Remaining)
-				st.Watchdog.Remaining = &remaining
-			}
-		}
+	if mode == "off" {
+		return nil
 	}
-	st.LastExit = exitStatus(p.LastExit)
+	st := &control.WatchdogStatus{Timeout: control.Seconds(timeout), Lapses: c.lapses.Load()}
+	if paused != nil {
+		left := control.Seconds(time.Until(paused.until))
+		st.Paused, st.PausedFor, st.Pause = true, &left, &paused.text
+	}
+	if s == nil {
+		return st
+	}
+	dog := s.theDog().Status()
+	st.Armed, st.Traced, st.Timeout, st.Misses, st.Credited = dog.Armed, dog.Traced, control.Seconds(dog.Timeout), dog.Misses, control.Seconds(dog.Credited)
+	if dog.Armed {
+		remaining := control.Seconds(dog.Remaining)
+		st.Remaining = &remaining
+	}
+	if i := dog.Intervals; i.Count > 0 {
+		margin := control.Seconds(dog.Margin)
+		st.Margin = &margin
+		st.Interval = &control.IntervalStatus{Count: i.Count, Min: control.Seconds(i.Min), Mean: control.Seconds(i.Mean), P99: control.Seconds(i.P99), Max: control.Seconds(i.Max)}
+	}
+	if h := hint(dog); h != "" {
+		st.Hint = &h
+	}
 	return st
 }
 
@@ -167,6 +188,15 @@ func (b backend) Why(_ context.Context, name string) (control.Why, error) {
 	}
 	for _, e := range slices.Backward(p.Deaths) {
 		w.Deaths = append(w.Deaths, death(e))
+	}
+	if c := b.client(name); c != nil {
+		c.mu.Lock()
+		e := c.evidence
+		c.mu.Unlock()
+		if e != nil {
+			w.Evidence = &control.Evidence{Run: e.run, At: control.Stamp{Time: e.at}, Ago: control.Seconds(time.Since(e.at)), By: e.by,
+				Silence: control.Seconds(e.silence), Lines: e.lines}
+		}
 	}
 	return w, nil
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,6 +25,8 @@ type system struct {
 	name string
 	boot string // boot id
 	o    Options
+
+	stuck sync.Map // what execute executed and could not kill: it lives
 
 	// Owned by the program: the last spec spawned, and its sum.
 	spec *Spec
@@ -240,6 +243,13 @@ func (l *run) look() kind {
 	return evStuck
 }
 
+func (l *run) poke(sig syscall.Signal) error { return proc.SignalVerified(l.Child.ID, sig) }
+
+func (l *run) dumping() bool {
+	dumping, err := proc.CoreDumping(l.PID)
+	return err == nil && dumping
+}
+
 func (l *run) members() string {
 	ids, err := l.Members()
 	if err != nil {
@@ -275,46 +285,6 @@ func (l *run) forget() {
 	if l.socket != nil {
 		l.socket.Close()
 	}
-}
-
-// giveUp executes on_failure as the client would be, in a tree of its own, and what it prints is the client's. It returns when
-// that has ended, killed after HookWait if need be.
-func (h *system) giveUp(ctx context.Context, s *Spec, ring *logs.Ring) {
-	hook := *s
-	hook.Command, hook.TTY = s.OnFailure, false
-	log := h.o.Log.With("client", h.name, "command", hook.Command)
-	c, err := prepare(&hook, h.o.Environ)
-	l := &run{log: log, fifo: h.fifo("on_failure"), drained: make(chan struct{})}
-	if err == nil {
-		_, err = l.output(&hook, &c)
-	}
-	if err != nil {
-		log.Error("on_failure not executed", "err", err, "next", "the client stays failed")
-		return
-	}
-	mark := rand.Text()
-	l.Tree = h.o.Kernel.NewTree(h.name+".on_failure", 1, mark, c.uid)
-	c.Env, c.Tree = append(c.Env, "ZHX_RUN="+mark), l.Tree
-	l.Child, err = h.o.Kernel.Start(c.Command)
-	c.Output.Close()
-	defer l.forget()
-	if err != nil {
-		l.Tree.Close()
-		log.Error("on_failure not executed", "err", err, "next", "the client stays failed")
-		return
-	}
-	go h.pump(l, ring)
-	log.Info("on_failure", "pid", l.PID)
-	ctx, cancel := context.WithTimeout(ctx, HookWait)
-	defer cancel()
-	if l.WaitEmpty(ctx) != nil {
-		log.Warn("on_failure cut off", "next", "its whole tree is killed")
-		l.Kill()
-		last, cancel := context.WithTimeout(context.Background(), KillWait)
-		defer cancel()
-		l.WaitEmpty(last)
-	}
-	l.finish()
 }
 
 // endStray stops one process for good: it returns when it is gone.

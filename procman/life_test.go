@@ -77,6 +77,28 @@ func child(words []string) {
 		fmt.Fprint(w, "the last words")
 		w.Flush()
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	case "handle", "handles": // SIGABRT ends it, SIGUSR1 does not; with a child of its own that does the same
+		if words[0] == "handles" {
+			cmd := exec.Command(os.Args[0])
+			cmd.Env, cmd.Stdout = append(os.Environ(), childVar+"=handle"), os.Stdout
+			if err := cmd.Start(); err != nil {
+				fmt.Println(err)
+			}
+		}
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGABRT, syscall.SIGUSR1)
+		fmt.Println("up", os.Getpid())
+		for sig := range c {
+			fmt.Println(words[0], "got", signalName(sig.(syscall.Signal)))
+			if sig == syscall.SIGABRT {
+				os.Exit(7)
+			}
+		}
+	case "unmoved":
+		signal.Ignore(syscall.SIGABRT)
+		fmt.Println("up", os.Getpid())
+	case "fat":
+		beFat()
 	case "family": // a grandchild in a session of its own that is deaf, one in the group, one stopped
 		for _, c := range []struct {
 			what string
@@ -130,11 +152,12 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func (st *station) Began(string, uint64, *proc.Tree)        {}
-func (st *station) Armed(string, uint64)                    {}
-func (st *station) Fed(string, uint64, bool, time.Duration) {}
-func (st *station) Running(_ string, _ uint64, pid int)     { st.started <- pid }
-func (st *station) Ended(_ string, _ uint64, l LastExit)    { st.ended <- l }
+func (st *station) Began(string, uint64, *proc.Tree)     {}
+func (st *station) Armed(string, uint64)                 {}
+func (st *station) Said(string, uint64, Sign)            {}
+func (st *station) GaveUp(string, uint64, string)        {}
+func (st *station) Running(_ string, _ uint64, pid int)  { st.started <- pid }
+func (st *station) Ended(_ string, _ uint64, l LastExit) { st.ended <- l }
 
 // open makes a station; at the end of the test it must shut down and leave no goroutine, process or FIFO.
 func open(t *testing.T, dir string, o proc.Options) *station {

@@ -4,7 +4,7 @@ package procman
 
 import (
 	"fmt"
-	"time"
+	"syscall"
 
 	"zhx/procman/notify"
 )
@@ -259,19 +259,18 @@ func (m saidMsg) on(p *program) {
 		}
 	}
 	if n.Trigger {
-		p.because("it said WATCHDOG=trigger")
-		p.handle(event{kind: evExpired, run: m.run})
+		expireMsg{m.run, "it said WATCHDOG=trigger"}.on(p)
 	}
 }
 
 // hear takes a message from a run's notify socket, on that socket's goroutine, and returns when it is handled.
 func (p *program) hear(run uint64, n notify.Message) {
-	timeout := time.Duration(0) // WATCHDOG_USEC=0 is ignored: a client does not switch its watchdog off
+	sign := Sign{Alive: n.Watchdog, Ready: n.Ready, Extend: n.ExtendTimeout, Checkpoint: n.Checkpoint}
 	if n.WatchdogTimeout != nil {
-		timeout = *n.WatchdogTimeout
+		sign.Timeout = *n.WatchdogTimeout
 	}
-	if n.Watchdog || timeout > 0 {
-		p.events.Fed(p.name, run, n.Watchdog, timeout)
+	if sign != (Sign{}) {
+		p.events.Said(p.name, run, sign)
 	}
 	if n.Ready || n.Stopping || n.Reloading || n.Trigger || n.Status != nil || n.MainPID != 0 || n.ExtendTimeout > 0 {
 		m := saidMsg{run: run, said: n, done: make(chan struct{})}
@@ -321,6 +320,18 @@ func (m expireMsg) on(p *program) {
 		p.because(m.why)
 	}
 	p.handle(event{kind: evExpired, run: m.run})
+}
+
+// warnMsg signals the leader of a run that still runs.
+type warnMsg struct {
+	run uint64
+	sig syscall.Signal
+}
+
+func (m warnMsg) on(p *program) {
+	if m.run == p.m.run && p.m.state == Running {
+		p.complain("cannot be signalled", p.life.poke(m.sig))
+	}
 }
 
 // answer replies to those whose aim is reached, or cannot be.

@@ -19,6 +19,9 @@
 // that cannot be proved to be its own may still live (tried again every restart_delay_max, or by a start), when it
 // could not be spawned and restart = "never", or when its start_limit is reached.
 //
+// After a lapse the leader gets abort_signal, if the client has one, and abort_timeout to tell what it knows; SIGKILL waits while the
+// kernel writes its core. A stop has stop_signal and stop_timeout, and a run that is in state T nothing but SIGKILL.
+//
 // A run is ready when it is spawned, has registered with the broker or has said READY=1, as the client's ready has it. Who
 // depends on a client waits for that before each spawn (order.go), and is stopped before it; levels of clients that do not
 // depend on each other go in parallel. What a run says by sd_notify(3) comes through a socket of its own (package notify).
@@ -34,6 +37,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -49,6 +53,10 @@ const (
 	DrainWait = time.Second      // for the last output of an empty tree, if a stranger holds the FIFO; then it is cut off
 	ExtendMax = time.Hour        // more time than this is not given at a time, whatever EXTEND_TIMEOUT_USEC asks for
 	HookWait  = 30 * time.Second // for on_failure; then it is killed
+
+	coreLook = 100 * time.Millisecond // between two looks at whether the kernel writes the core still: there is no event for it
+	coreMax  = time.Minute            // SIGKILL waits so long for a core; then the core is cut off
+	coreEnd  = time.Second            // and so long, when the core is written, for what the kernel does next: to end the process
 
 	deathsMax    = 16                    // ends of runs that are kept of a client; the oldest goes
 	lastLines    = 8                     // lines of output that are kept with each
@@ -75,12 +83,24 @@ type Events interface {
 	Ended(name string, run uint64, last LastExit) // the tree is empty, its output drained; also after a spawn that failed
 
 	Armed(name string, run uint64) // an adopted run had armed its watchdog
-	// Fed is a sign of life by sd_notify(3), or a new timeout for them if that is not 0. It is called on the goroutine of the
-	// run's notify socket.
-	Fed(name string, run uint64, alive bool, timeout time.Duration)
+	// Said is what the watchdog has to know of a word by sd_notify(3). It is called on the goroutine of the run's notify socket,
+	// before anything else of that word is carried out.
+	Said(name string, run uint64, sign Sign)
+	// GaveUp: the start limit is reached, and on_failure has ended if there is one; why is for people. It is called on a
+	// goroutine of its own that no method of the Set waits for: it may take its time and call any. Not while the Set ends.
+	GaveUp(name string, run uint64, why string)
 }
 
-// Options are what a Set needs. All are required but Output.
+// A Sign is never zero.
+type Sign struct {
+	Alive      bool          // WATCHDOG=1
+	Ready      bool          // READY=1
+	Timeout    time.Duration // WATCHDOG_USEC, for the signs of life to come; 0: not said (or "off", which a client does not decide)
+	Extend     time.Duration // EXTEND_TIMEOUT_USEC, as asked for, not cut; 0: not said
+	Checkpoint string        // X_ZHX_CHECKPOINT; "": not said
+}
+
+// Options are what a Set needs. All are required but Spare, Output, Settle and Fail.
 type Options struct {
 	Dir     string                           // state directory, 0700: a FIFO a run, a record a client
 	Notify  string                           // directory of the runs' notify sockets, to be passed by every user: 0711
@@ -88,6 +108,7 @@ type Options struct {
 	Kernel  *proc.Kernel                     // one a process
 	Log     *slog.Logger                     // attributes: client, run, pid, err, next
 	Events  Events                           //
+	Spare   func(client string) bool         // its watchdog is paused or only observes: no run is ended for a lapse; asked at every step, must not block; nil: none is
 	Output  func(client string, line []byte) // each line that a client without a log file prints; must not wait nor keep it; nil: only the rings
 	Settle  func()                           // called by Shutdown after each level: what those said last can still be heard; nil: not
 	Fail    func(point string)               // in tests of a crash: called at before-fork, after-fork, before-record; nil: not
@@ -318,13 +339,18 @@ func (s *Set) find(name string) (*program, error) {
 	return nil, fmt.Errorf("client %q: %w", name, ErrUnknown)
 }
 
-// Expire is the watchdog's verdict: the tree of that run is killed, and the client goes on as after any failure. A run
-// that is over is left alone. why is for people.
+// Expire is the watchdog's verdict: abort_signal to the leader of that run if the client has one, and once that has ended,
+// or not in time, SIGKILL to its tree; the client goes on as after any failure. A run that is over is left alone, and so is one
+// that Options.Spare spares. why is for people. Expire and Warn wait for the client's loop.
 func (s *Set) Expire(name string, run uint64, why string) {
 	if p, err := s.find(name); err == nil {
 		p.tell(expireMsg{run, why})
 	}
 }
+
+// Warn sends sig to the leader of that run, for it to tell what it does while it may be about to lapse. A run that is ending or
+// over is left alone.
+func (s *Set) Warn(name string, run uint64, sig syscall.Signal) { s.note(name, warnMsg{run, sig}) }
 
 // Registered tells that the run has registered with the broker, Armed that its watchdog is armed. A run that is over is
 // left alone. They wait for the client's loop.

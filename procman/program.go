@@ -28,6 +28,7 @@ type host interface {
 	adopt(s *Spec, r *record, in inlet) (l life, a adopted, err error) // the run of r, if it lives and proves to be it; else nil
 	spawn(s *Spec, r *record, in inlet) (l life, err error)            // run r.Run; fills in the rest of r
 	giveUp(ctx context.Context, s *Spec, ring *logs.Ring)              // executes on_failure, and returns when it has ended
+	execute(ctx context.Context, s *Spec, what string, argv []string, limit time.Duration, ring *logs.Ring) error
 }
 
 // An inlet takes what a run says: what it prints, and by sd_notify(3).
@@ -47,13 +48,15 @@ type life interface {
 	Kill() error
 	Empty() bool // nothing but the leader's zombie
 	WaitEmpty(ctx context.Context) error
-	lead(pid int) error // another process of the tree is the leader now
-	unheard() bool      // it has said something by sd_notify(3) that is not handled
-	leave()             // zhxd ends, the run goes on
-	look() kind         // evFrozen, evThawed or evStuck, now
-	members() string    // for people
-	finish()            // after it is empty: drains the output
-	forget()            // then: reaps, and removes what need not be gone before the successor lives
+	lead(pid int) error            // another process of the tree is the leader now
+	unheard() bool                 // it has said something by sd_notify(3) that is not handled
+	leave()                        // zhxd ends, the run goes on
+	look() kind                    // evFrozen, evThawed or evStuck, now
+	poke(sig syscall.Signal) error // to the leader alone
+	dumping() bool                 // the kernel writes the leader's core, now; false also where it does not say so
+	members() string               // for people
+	finish()                       // after it is empty: drains the output
+	forget()                       // then: reaps, and removes what need not be gone before the successor lives
 }
 
 // A message is what others ask of a program; it is carried out on the program's goroutine.
@@ -262,11 +265,15 @@ func (p *program) loop(ctx context.Context) {
 func (p *program) handle(e event) {
 	for e.kind != "" {
 		e.now, e.roll, e.unmet = p.now(), rand.Float64(), len(p.unmet()) > 0
+		e.spared = p.set.o.Spare != nil && p.set.o.Spare(p.name)
 		was := p.m
 		var a action
 		p.m, a = step(p.m, e)
-		p.explain(was)
+		p.explain(was, e)
 		p.report(was, e)
+		if p.m.state == Running {
+			p.text = "" // it was spared
+		}
 		e = event{kind: p.do(a), d: p.throttle}
 	}
 	p.timer.Stop()
@@ -276,16 +283,33 @@ func (p *program) handle(e event) {
 }
 
 // explain finds the words for what the machine decided by itself.
-func (p *program) explain(was machine) {
+func (p *program) explain(was machine, e event) {
 	switch {
 	case p.m.state == Unkillable && was.state != Unkillable:
 		p.text = p.life.members()
-	case p.m.state != Stopping || was.state != Running:
+	case was.state == Stopping && p.m.aborted != 0 && p.m.killed && !was.killed:
+		p.ladder(e.kind == evExited)
+	case was.state != Running || p.m.state != Stopping && !p.m.spared:
+	case e.kind == evStuck:
+		p.text = fmt.Sprintf("in state T for %v", p.m.rules.FrozenTimeout)
 	case p.m.cause == ByTimeout:
 		p.text = fmt.Sprintf("not ready within %v", p.m.rules.StartTimeout)
-	case p.m.cause == ByWatchdog && was.backBy != 0 && p.m.backBy <= p.now():
+	case e.kind == evTimeout:
 		p.text = fmt.Sprintf("it did not come back within %v after zhxd was replaced", p.m.rules.FrozenTimeout)
 	}
+}
+
+// ladder adds to the text, which has abort_signal already, how a run that was aborted came to its end.
+func (p *program) ladder(ended bool) {
+	now := p.now()
+	if p.m.dumping != 0 {
+		p.text += fmt.Sprintf(", waited %v for its core", (now - p.m.dumping).Round(time.Millisecond))
+	}
+	how := ", still alive after %v, SIGKILL"
+	if ended {
+		how = ", ended after %v"
+	}
+	p.text += fmt.Sprintf(how, (now - p.m.aborted).Round(time.Millisecond))
 }
 
 func (p *program) now() time.Duration { return time.Since(p.epoch) }
@@ -304,20 +328,32 @@ func (p *program) do(a action) kind {
 	case doKill:
 		p.complain("cannot be killed", p.life.Kill())
 	case doLook:
-		k := p.life.look()
-		if k == evStuck {
-			p.text = fmt.Sprintf("in state T for %v", p.m.rules.FrozenTimeout)
+		return p.life.look()
+	case doAbort:
+		if p.life.look() == evStuck {
+			p.text += "; in state T, SIGKILL"
+			return evStuck
 		}
-		return k
+		p.text += "; " + signalName(p.m.rules.AbortSignal)
+		p.complain("cannot be signalled", p.life.poke(p.m.rules.AbortSignal))
+	case doExamine:
+		if p.life.dumping() {
+			return evDumping
+		}
+		return evUndumped
 	case doGiveUp:
 		p.text = fmt.Sprintf("restarted %d times within %v", p.m.rules.StartLimit.Burst, p.m.rules.StartLimit.Interval)
-		if spec := p.m.rules; len(spec.OnFailure) > 0 {
-			p.set.loops.Go(func() {
+		spec, run, why := p.m.rules, p.m.run, p.text
+		p.set.loops.Go(func() {
+			if len(spec.OnFailure) > 0 {
 				p.hook.Lock() // one at a time
 				defer p.hook.Unlock()
 				p.host.giveUp(p.ctx, spec, p.ring)
-			})
-		}
+			}
+			if p.ctx.Err() == nil {
+				go p.events.GaveUp(p.name, run, why) // not of the loops: it may wait for these
+			}
+		})
 	}
 	return ""
 }
@@ -424,9 +460,11 @@ func (p *program) leaderGone(ctx context.Context, x proc.Exit) {
 
 func (p *program) ended() {
 	p.empty = nil
-	l := p.life
+	l, m := p.life, p.m
+	if m.aborted != 0 && !m.killed {
+		p.ladder(true)
+	}
 	l.finish()
-	m := p.m
 	if m.state == Running { // nothing of ours ended it; the machine has not seen its length yet
 		m.lived = p.now() - m.began
 	}

@@ -29,11 +29,12 @@ type world struct {
 	spawnNo map[string]error      // spawn of that client fails so
 	tough   map[string]bool       // that client ignores every signal but SIGKILL; "unkillable": that too
 	undead  map[string]bool
+	spared  map[string]bool // that client's watchdog is paused
 }
 
 func newWorld() *world {
 	return &world{records: map[string]record{}, lives: map[string]*fakeLife{}, stray: map[string]chan error{},
-		spawnNo: map[string]error{}, tough: map[string]bool{}, undead: map[string]bool{}}
+		spawnNo: map[string]error{}, tough: map[string]bool{}, undead: map[string]bool{}, spared: map[string]bool{}}
 }
 
 func (w *world) note(format string, args ...any) {
@@ -72,13 +73,17 @@ func (w *world) Began(string, uint64, *proc.Tree)       {}
 func (w *world) Running(name string, run uint64, _ int) {}
 func (w *world) Armed(string, uint64)                   {}
 
-func (w *world) Fed(string, uint64, bool, time.Duration) {}
+func (w *world) Said(name string, run uint64, sign Sign) { w.note("said %s %d %+v", name, run, sign) }
+func (w *world) GaveUp(name string, run uint64, why string) {
+	w.note("gave up %s %d: %s", name, run, why)
+}
 func (w *world) Ended(name string, run uint64, l LastExit) {
 	w.note("ended %s %d %s", name, run, l.Reason)
 }
 
 func (w *world) set() *Set {
-	return newSet(Options{Log: slog.New(slog.NewTextHandler(w, nil)), Events: w}, func(name string) host { return &fakeHost{w, name} })
+	return newSet(Options{Log: slog.New(slog.NewTextHandler(w, nil)), Events: w,
+		Spare: func(name string) bool { return w.is(w.spared, name) }}, func(name string) host { return &fakeHost{w, name} })
 }
 
 // life returns the life of a client once everything has settled.
@@ -124,6 +129,10 @@ func (h *fakeHost) clear(ctx context.Context, _ *Spec, _ record) error {
 
 func (h *fakeHost) adopt(*Spec, *record, inlet) (life, adopted, error) { return nil, adopted{}, nil }
 
+func (h *fakeHost) execute(context.Context, *Spec, string, []string, time.Duration, *logs.Ring) error {
+	return nil
+}
+
 func (h *fakeHost) giveUp(context.Context, *Spec, *logs.Ring) { h.w.note("on_failure %s", h.name) }
 
 func (h *fakeHost) spawn(_ *Spec, r *record, _ inlet) (life, error) {
@@ -154,6 +163,7 @@ type fakeLife struct {
 	dead     bool          // the leader
 	void     bool          // gone is closed
 	state    kind          // what look answers
+	core     bool          // what dumping answers
 }
 
 // die ends the leader, and the tree with it unless there are children.
@@ -176,6 +186,17 @@ func (l *fakeLife) Signal(sig syscall.Signal) error {
 		l.die(proc.Exit{Code: -1, Signal: sig})
 	}
 	return nil
+}
+
+func (l *fakeLife) poke(sig syscall.Signal) error {
+	l.w.note("poke %s %d %s", l.name, l.run, signalName(sig))
+	return nil
+}
+
+func (l *fakeLife) dumping() bool {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	return l.core
 }
 
 func (l *fakeLife) Kill() error {

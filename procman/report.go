@@ -28,10 +28,16 @@ func (p *program) report(was machine, e event) {
 	case e.kind == evEnded:
 		p.bury()
 		p.log.LogAttrs(context.Background(), gravity[p.last.Reason], texts[p.last.Reason], p.last.attrs(p.outlook())...)
-	case e.kind == evExited && state != was.state:
+	case e.kind == evExited && p.m.killed && !was.killed:
 		log.Warn("left processes behind", "processes", p.life.members(), "next", "they are killed")
 	case e.kind == evFrozen && was.frozen == 0 && p.m.deadline != 0:
-		log.Warn("frozen", "pid", p.life.pid(), "next", fmt.Sprintf("killed unless it continues within %v", p.m.rules.FrozenTimeout))
+		next := fmt.Sprintf("killed unless it continues within %v", p.m.rules.FrozenTimeout)
+		if e.spared {
+			next = spared
+		}
+		log.Warn("frozen", "pid", p.life.pid(), "next", next)
+	case p.m.spared && !was.spared:
+		log.Warn("lapse", "why", p.text, "next", spared)
 	case e.kind == evThawed && was.frozen != 0:
 		log.Info("continues", "pid", p.life.pid())
 	case state == Unkillable && was.state != Unkillable:
@@ -39,10 +45,17 @@ func (p *program) report(was machine, e event) {
 	case state == Stopping && was.state == Running && (p.m.cause == ByStop || p.m.cause == ByDependency) && !p.m.killed:
 		log.Info("stopping", "why", p.text, "signal", signalName(p.m.rules.StopSignal),
 			"next", fmt.Sprintf("SIGKILL unless its tree is empty within %v", p.m.rules.StopTimeout))
+	case state == Stopping && was.state == Running && p.m.aborted != 0:
+		log.Warn("aborting", "why", p.text, "signal", signalName(p.m.rules.AbortSignal),
+			"next", fmt.Sprintf("SIGKILL to its whole tree unless its leader has ended within %v", p.m.rules.AbortTimeout))
+	case p.m.dumping != 0 && was.dumping == 0:
+		log.Info("its core is being written", "next", fmt.Sprintf("SIGKILL when it is, at the latest in %v", coreMax))
 	case state == Stopping && was.state == Stopping && p.m.killed && !was.killed:
 		log.Warn("does not stop", "processes", p.life.members(), "next", "SIGKILL to its whole tree")
 	}
 }
+
+const spared = "nothing: its watchdog is paused, or only observes"
 
 // The message and its level for each reason that a run ends for.
 var (

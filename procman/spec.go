@@ -57,6 +57,8 @@ type Spec struct {
 	StopSignal      syscall.Signal    `key:"stop_signal" class:"live"`          //
 	StopTimeout     time.Duration     `key:"stop_timeout" class:"live"`         // from StopSignal to SIGKILL
 	FrozenTimeout   time.Duration     `key:"watchdog_timeout" class:"live"`     // the watchdog's; longest time in state T without a tracer; 0 is for ever
+	AbortSignal     syscall.Signal    `key:"abort_signal" class:"live"`         // after a lapse, to the leader; 0: none, SIGKILL at once
+	AbortTimeout    time.Duration     `key:"abort_timeout" class:"live"`        // from AbortSignal to SIGKILL, which waits for a core that is being written
 	KillStrays      bool              `key:"strays" class:"live"`               // stop unmanaged copies before the first spawn
 }
 

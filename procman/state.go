@@ -45,6 +45,8 @@ const (
 	evExtend      kind = "extend"       // it asks for d more, from now, to get ready or to end
 	evYield       kind = "yield"        // to end for another client's sake, and to come back when it can
 	evThrottled   kind = "throttled"    // the restart has to wait for d: too many on the board at once
+	evDumping     kind = "dumping"      // the kernel writes the leader's core
+	evUndumped    kind = "undumped"     // it does not, or nobody knows
 )
 
 type event struct {
@@ -56,6 +58,7 @@ type event struct {
 	owes    bool          // evAdopted: it had registered and has to come back
 	hurry   bool          // evStop
 	unmet   bool          // a client that this one depends on is not ready
+	spared  bool          // its watchdog is paused, or only observes
 	d       time.Duration // evAdopted, evExtend, evThrottled
 	roll    float64       // [0, 1): the dice for jitter
 }
@@ -72,6 +75,8 @@ const (
 	doKill    action = "kill"   // SIGKILL to every process of the tree
 	doLook    action = "look"   // answer with evFrozen, evThawed or evStuck
 	doGiveUp  action = "giveup" // the start limit is reached: on_failure
+	doAbort   action = "abort"  // abort_signal to the leader alone, for one core and not one a child; answer with evStuck if it is in state T
+	doExamine action = "core"   // answer with evDumping or evUndumped
 )
 
 type machine struct {
@@ -85,7 +90,11 @@ type machine struct {
 	again    bool          // its successor was asked for by hand: no delay
 	cleared  bool          // nothing was in the way once, since then every process is ours
 	began    time.Duration // when this run was spawned; may be negative for an adopted one
+	aborted  time.Duration // when abort_signal was sent; 0 is not
+	dumping  time.Duration // since when SIGKILL waits for the core; 0: it does not
+	dumped   bool          // the core is written
 	frozen   time.Duration // since when its leader is in state T; 0 is not
+	spared   bool          // it would have been ended, but for its watchdog's pause
 	lived    time.Duration // how long this run was left to itself
 	unstable int           // runs and tries in a row that were not ready for stable_after
 	restarts int64         // spawns that nobody asked for by hand
@@ -145,8 +154,8 @@ func (m machine) resting(e event) (machine, action) {
 	case evAdopted:
 		m.want, m.cleared, m.run, m.began = true, true, e.run, e.now-e.d
 		m.auto, m.registered, m.notified, m.readyAt = false, e.ok, e.ok, 0
-		if e.owes && m.rules.FrozenTimeout > 0 {
-			m.backBy = e.now + m.rules.FrozenTimeout
+		if e.owes {
+			m.owe(e)
 		}
 		m.limitStart(e) // what it said while no zhxd listened is lost
 		m, _ = m.to(Running, 0, doNothing)
@@ -226,6 +235,13 @@ func (m *machine) limitStart(e event) {
 	}
 }
 
+// owe gives an adopted run, that has not come back yet, watchdog_timeout for it.
+func (m *machine) owe(e event) {
+	if m.backBy = 0; m.rules.FrozenTimeout > 0 {
+		m.backBy = e.now + m.rules.FrozenTimeout
+	}
+}
+
 // judge brings ready up to date, and the one deadline of a run that lives.
 func (m machine) judge(e event) machine {
 	is := !m.rules.Oneshot
@@ -272,23 +288,32 @@ func (m machine) running(e event) (machine, action) {
 	case evExited: // what it left behind had no stop request and gets no time
 		return m.kill(e, "")
 	case evExpired:
-		return m.kill(e, ByWatchdog)
+		if !e.spared {
+			return m.abort(e)
+		}
+		m.spared = true
 	case evStuck:
-		return m.kill(e, ByFrozen)
+		if !e.spared { // it could not handle abort_signal
+			return m.kill(e, ByFrozen)
+		}
+		m.frozen, m.spared = e.now, true
 	case evEnded:
 		return m.next(e)
 	case evTimeout:
 		switch {
 		case m.startBy != 0 && e.now >= m.startBy:
 			return m.kill(e, ByTimeout)
-		case m.backBy != 0 && e.now >= m.backBy:
-			return m.kill(e, ByWatchdog)
+		case m.backBy == 0 || e.now < m.backBy:
+			return m.to(Running, 0, doLook)
+		case !e.spared:
+			return m.abort(e)
 		}
-		return m.to(Running, 0, doLook)
+		m.spared = true
+		m.owe(e)
 	case evFrozen:
 		m.frozen = e.now
 	case evThawed:
-		m.frozen = 0
+		m.frozen, m.spared = 0, false
 	case evRegistered:
 		m.registered, m.backBy = true, 0
 	case evReady:
@@ -308,6 +333,7 @@ func (m machine) running(e event) (machine, action) {
 }
 
 func (m machine) ending(e event) (machine, action) {
+	aborting := m.aborted != 0 && !m.killed
 	switch e.kind {
 	case evStart, evRestart:
 		m.want, m.again = true, true
@@ -317,11 +343,37 @@ func (m machine) ending(e event) (machine, action) {
 			return m.kill(e, m.cause)
 		}
 	case evExtend:
-		if !m.killed {
+		if !m.killed && !aborting {
 			m.deadline = max(m.deadline, e.now+e.d)
 		}
+	case evExited:
+		if aborting {
+			return m.kill(e, m.cause)
+		}
+	case evUndumped:
+		switch {
+		case aborting && m.dumping != 0 && !m.dumped: // it ends now, by itself
+			m.dumped, m.deadline = true, e.now+coreEnd
+		case aborting:
+			return m.kill(e, m.cause)
+		}
+	case evStuck:
+		if aborting {
+			m.aborted = 0 // it was not sent
+			return m.kill(e, m.cause)
+		}
+	case evDumping:
+		if aborting && m.dumping == 0 {
+			m.dumping = e.now
+		}
+		if aborting {
+			m.deadline = min(e.now+coreLook, m.dumping+coreMax)
+		}
 	case evTimeout:
-		if !m.killed {
+		switch {
+		case aborting && !m.dumped && (m.dumping == 0 || e.now < m.dumping+coreMax):
+			return m.to(Stopping, 0, doExamine)
+		case !m.killed:
 			return m.kill(e, m.cause)
 		}
 		return m.to(Unkillable, e.now+KillWait, doKill) // again: new members may have kept appearing
@@ -342,7 +394,8 @@ func (m machine) begin(e event) (machine, action) {
 		return m.to(Waiting, 0, doClear)
 	}
 	m.run++
-	m.cause, m.killed, m.again, m.done = "", false, false, false
+	m.cause, m.killed, m.again, m.done, m.spared = "", false, false, false, false
+	m.aborted, m.dumping, m.dumped = 0, 0, false
 	m.registered, m.notified, m.ready, m.readyAt, m.steady, m.startBy, m.backBy = false, false, false, 0, 0, 0, 0
 	return m.to(Starting, 0, doSpawn)
 }
@@ -353,6 +406,16 @@ func (m machine) stop(e event, cause Reason) (machine, action) {
 	}
 	m.cause, m.ready = cause, false
 	return m.to(Stopping, e.now+m.rules.StopTimeout, doSignal)
+}
+
+// abort ends a run after a lapse: with abort_signal first, if there is one. Its deadline is the timeout's; then, while the core
+// is being written, the next look at that.
+func (m machine) abort(e event) (machine, action) {
+	if m.rules.AbortSignal == 0 {
+		return m.kill(e, ByWatchdog)
+	}
+	m.cause, m.aborted, m.ready = ByWatchdog, e.now, false
+	return m.to(Stopping, e.now+m.rules.AbortTimeout, doAbort)
 }
 
 func (m machine) kill(e event, cause Reason) (machine, action) {

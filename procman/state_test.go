@@ -2,6 +2,7 @@ package procman
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 var (
 	allStates = []State{Stopped, Waiting, Starting, Running, Stopping, Backoff, Failed, Exited, Unkillable}
 	allKinds  = []kind{evStart, evStop, evRestart, evRules, evCleared, evBlocked, evCancelled, evSpawned, evSpawnFailed, evExited,
-		evEnded, evTimeout, evExpired, evFrozen, evThawed, evStuck, evAdopted, evRegistered, evReady, evExtend, evYield, evThrottled}
+		evEnded, evTimeout, evExpired, evFrozen, evThawed, evStuck, evAdopted, evRegistered, evReady, evExtend, evYield, evThrottled, evDumping, evUndumped}
 )
 
 func testRules() *Spec {
@@ -72,6 +73,11 @@ func TestStepDetails(t *testing.T) {
 	notify := func(m *machine) { // spawned at 1 s, not ready
 		m.rules.Ready, m.rules.StartTimeout, m.ready, m.readyAt, m.startBy, m.deadline = ReadyNotify, 3*s, false, 0, 4*s, 4*s
 	}
+	abort := func(m *machine) { m.rules.AbortSignal, m.rules.AbortTimeout = syscall.SIGABRT, 10*s }
+	lapse := event{kind: evExpired, now: 2 * s, run: 3}
+	dump := func(now time.Duration) []event {
+		return []event{lapse, {kind: evTimeout, now: now}, {kind: evDumping, now: now}}
+	}
 	limited := func(m *machine) { m.rules.StartLimit = StartLimit{2, 10 * s} }
 	with := func(change func(m *machine)) machine { m := base; m.rules = testRules(); change(&m); return m }
 	for _, c := range []struct {
@@ -118,6 +124,35 @@ func TestStepDetails(t *testing.T) {
 		{"ready at last: no deadline", with(notify), []event{{kind: evReady, now: 2 * s, run: 3}}, Running, doNothing, 0},
 		{"an old run's READY=1", with(notify), []event{{kind: evReady, now: 2 * s, run: 2}}, Running, doNothing, 4 * s},
 		{"registered is not notified", with(notify), []event{{kind: evRegistered, now: 2 * s, run: 3}}, Running, doNothing, 4 * s},
+		{"a lapse: SIGKILL", base, []event{{kind: evExpired, now: 2 * s, run: 3}}, Stopping, doKill, 2*s + KillWait},
+		{"a lapse: abort_signal, and time for it", with(abort), []event{lapse}, Stopping, doAbort, 12 * s},
+		{"it cannot handle that in state T", with(abort), []event{lapse, {kind: evStuck, now: 2 * s}}, Stopping, doKill, 2*s + KillWait},
+		{"it ends, the rest is killed", with(abort), []event{lapse, {kind: evExited, now: 3 * s}}, Stopping, doKill, 3*s + KillWait},
+		{"it ends, nothing is left", with(abort), []event{lapse, {kind: evEnded, now: 3 * s}}, Backoff, doNothing, 3*s + 100*time.Millisecond},
+		{"it gets no more time on its word", with(abort), []event{lapse, {kind: evExtend, now: 3 * s, run: 3, d: 99 * s}}, Stopping, doNothing, 12 * s},
+		{"a second lapse", with(abort), []event{lapse, {kind: evExpired, now: 3 * s, run: 3}}, Stopping, doNothing, 12 * s},
+		{"aborted, then stopped: as long", with(abort), []event{lapse, {kind: evStop, now: 3 * s}}, Stopping, doNothing, 12 * s},
+		{"aborted, then stopped in a hurry", with(abort), []event{lapse, {kind: evStop, now: 3 * s, hurry: true}}, Stopping, doKill, 3*s + KillWait},
+		{"its time is over: is there a core?", with(abort), []event{lapse, {kind: evTimeout, now: 12 * s}}, Stopping, doExamine, 0},
+		{"there is none", with(abort), []event{lapse, {kind: evTimeout, now: 12 * s}, {kind: evUndumped, now: 12 * s}}, Stopping, doKill, 12*s + KillWait},
+		{"there is: looked at again", with(abort), dump(12 * s), Stopping, doNothing, 12*s + coreLook},
+		{"and again", with(abort), append(dump(12*s), dump(13 * s)[1:]...), Stopping, doNothing, 13*s + coreLook},
+		{"it is written", with(abort), append(dump(12*s), event{kind: evTimeout, now: 13 * s}, event{kind: evUndumped, now: 13 * s}), Stopping, doNothing, 13*s + coreEnd},
+		{"and yet it does not end", with(abort), append(dump(12*s), event{kind: evTimeout, now: 13 * s}, event{kind: evUndumped, now: 13 * s}, event{kind: evTimeout, now: 14 * s}), Stopping, doKill, 14*s + KillWait},
+		{"no longer than coreMax", with(abort), append(dump(12*s), dump(12*s + coreMax - 1)[1:]...), Stopping, doNothing, 12*s + coreMax},
+		{"then it is cut off", with(abort), append(dump(12*s), event{kind: evTimeout, now: 12*s + coreMax}), Stopping, doKill, 12*s + coreMax + KillWait},
+		{"SIGKILL was sent: unkillable, as ever", with(abort), []event{lapse, {kind: evExited, now: 3 * s}, {kind: evTimeout, now: 9 * s}}, Unkillable, doKill, 9*s + KillWait},
+		{"a stop has no abort_signal, nor a core", with(abort), []event{{kind: evStop, now: 2 * s}, {kind: evTimeout, now: 7 * s}}, Stopping, doKill, 7*s + KillWait},
+		{"frozen: SIGKILL at once", with(abort), []event{{kind: evFrozen, now: 2 * s}, {kind: evTimeout, now: 11 * s}, {kind: evStuck, now: 11 * s}}, Stopping, doKill, 11*s + KillWait},
+		{"did not come back: aborted", with(func(m *machine) { abort(m); m.state = Stopped }), []event{{kind: evAdopted, now: 2 * s, run: 9, owes: true}, {kind: evTimeout, now: 11 * s}}, Stopping, doAbort, 21 * s},
+		{"the next run starts anew", with(abort), []event{lapse, {kind: evRestart, now: 2 * s}, {kind: evEnded, now: 3 * s}, {kind: evSpawned, now: 3 * s}, {kind: evExpired, now: 4 * s, run: 4}}, Stopping, doAbort, 14 * s},
+		{"and is stopped as any", with(abort), []event{lapse, {kind: evRestart, now: 2 * s}, {kind: evEnded, now: 3 * s}, {kind: evSpawned, now: 3 * s}, {kind: evStop, now: 4 * s}, {kind: evTimeout, now: 9 * s}}, Stopping, doKill, 9*s + KillWait},
+		{"spared: a lapse", with(abort), []event{{kind: evExpired, now: 2 * s, run: 3, spared: true}}, Running, doNothing, 0},
+		{"spared: frozen, looked at again", base, []event{{kind: evFrozen, now: 2 * s}, {kind: evTimeout, now: 11 * s, spared: true}, {kind: evStuck, now: 11 * s, spared: true}}, Running, doNothing, 20 * s},
+		{"spared no more: killed then", base, []event{{kind: evFrozen, now: 2 * s}, {kind: evTimeout, now: 11 * s, spared: true}, {kind: evStuck, now: 11 * s, spared: true}, {kind: evTimeout, now: 20 * s}, {kind: evStuck, now: 20 * s}}, Stopping, doKill, 20*s + KillWait},
+		{"spared: did not come back", with(func(m *machine) { m.state = Stopped }), []event{{kind: evAdopted, now: 2 * s, run: 9, owes: true}, {kind: evTimeout, now: 11 * s, spared: true}}, Running, doNothing, 20 * s},
+		{"spared: nothing watched any more", with(func(m *machine) { m.backBy, m.deadline, m.rules.FrozenTimeout = 11*s, 11*s, 0 }), []event{{kind: evTimeout, now: 11 * s, spared: true}}, Running, doNothing, 0},
+		{"spared: not from start_timeout", with(notify), []event{{kind: evTimeout, now: 4 * s, spared: true}}, Stopping, doKill, 4*s + KillWait},
 		{"not ready in time", with(notify), []event{{kind: evTimeout, now: 4 * s}}, Stopping, doKill, 4*s + KillWait},
 		{"more time to get ready", with(notify), []event{{kind: evExtend, now: 3 * s, d: 5 * s, run: 3}, {kind: evTimeout, now: 4 * s}}, Running, doNothing, 8 * s},
 		{"frozen while it gets ready: the earlier deadline", with(notify), []event{{kind: evFrozen, now: 2 * s}}, Running, doNothing, 4 * s},
@@ -162,16 +197,18 @@ func TestModel(t *testing.T) {
 		rules.Ready = rapid.SampledFrom([]ReadyWhen{ReadySpawn, ReadyRegister, ReadyNotify}).Draw(t, "ready")
 		rules.StartTimeout = rapid.SampledFrom([]time.Duration{0, 3 * time.Second}).Draw(t, "start_timeout")
 		rules.StartLimit = rapid.SampledFrom([]StartLimit{{}, {2, 10 * time.Second}}).Draw(t, "start_limit")
+		rules.AbortSignal = rapid.SampledFrom([]syscall.Signal{0, syscall.SIGABRT}).Draw(t, "abort_signal")
+		rules.AbortTimeout = rapid.SampledFrom([]time.Duration{0, 3 * time.Second}).Draw(t, "abort_timeout")
 		rules.Oneshot = rapid.Bool().Draw(t, "oneshot")
 		rules.Restart = rapid.SampledFrom([]RestartPolicy{Always, OnFailure, Never}).Draw(t, "restart")
 		m := machine{rules: rules, state: Stopped}
 		now := time.Second
 		var live, spawned, ended uint64 // live: the run whose processes exist
 		leader := false
-		clearing, unmet := false, false
+		clearing, unmet, spared := false, false, false
 		var do func(e event)
 		do = func(e event) {
-			e.now, e.roll, e.unmet = now, 0.5, e.unmet || unmet
+			e.now, e.roll, e.unmet, e.spared = now, 0.5, e.unmet || unmet, spared
 			before := m
 			var a action
 			m, a = step(m, e)
@@ -202,6 +239,21 @@ func TestModel(t *testing.T) {
 				if live != m.run {
 					t.Fatalf("%s for run %d, but %d lives", a, m.run, live)
 				}
+				if spared && (m.cause == ByWatchdog || m.cause == ByFrozen) && before.state == Running {
+					t.Fatalf("%s by %s, though spared", a, m.cause)
+				}
+			case doAbort:
+				if live != m.run || !leader || before.state != Running || spared {
+					t.Fatalf("aborts run %d in state %s (%d lives, spared: %v)", m.run, before.state, live, spared)
+				}
+				if rapid.IntRange(0, 9).Draw(t, "in state T") == 0 {
+					do(event{kind: evStuck})
+				}
+			case doExamine:
+				if m.killed || m.cause != ByWatchdog {
+					t.Fatalf("looks for a core by %s, killed: %v", m.cause, m.killed)
+				}
+				do(event{kind: rapid.SampledFrom([]kind{evDumping, evDumping, evDumping, evUndumped}).Draw(t, "core")})
 			case doLook:
 				do(event{kind: rapid.SampledFrom([]kind{evFrozen, evThawed, evStuck}).Draw(t, "look")})
 			}
@@ -221,6 +273,9 @@ func TestModel(t *testing.T) {
 			"time": func(t *rapid.T) {
 				now += time.Duration(rapid.IntRange(1, 12000).Draw(t, "ms")) * time.Millisecond
 				do(event{kind: evTimeout})
+				if m.state == Stopping && !m.killed && m.dumping != 0 && now >= m.dumping+coreMax+coreEnd {
+					t.Fatalf("at %v still not killed, its core waited for since %v", now, m.dumping)
+				}
 			},
 			"lapse": func(t *rapid.T) {
 				run := uint64(rapid.IntRange(0, int(m.run)).Draw(t, "run"))
@@ -230,6 +285,7 @@ func TestModel(t *testing.T) {
 					t.Fatalf("the lapse of run %d touched run %d", run, before.run)
 				}
 			},
+			"pause":        func(t *rapid.T) { spared = !spared },
 			"dependencies": func(t *rapid.T) { unmet = !unmet },
 			"clear": func(t *rapid.T) {
 				if clearing {

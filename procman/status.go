@@ -18,7 +18,7 @@ type Reason string
 const (
 	ByExit     Reason = "exit"     // by itself, with Code
 	BySignal   Reason = "signal"   // of a signal that zhx did not send
-	ByWatchdog Reason = "watchdog" // killed after a lapse
+	ByWatchdog Reason = "watchdog" // ended after a lapse: by abort_signal, which Signal may show, or SIGKILL
 	ByFrozen   Reason = "frozen"   // killed after watchdog_timeout in state T
 	ByStop     Reason = "stop"     // stopped on request: stop, restart, an edit, shutdown
 	BySpawn    Reason = "spawn"    // it could not be spawned: Code is the errno, 0 if there is none
@@ -38,7 +38,7 @@ type LastExit struct {
 	Core    bool
 	Lived   time.Duration
 	At      time.Time // wall clock and monotonic
-	Text    string    // who or what ended it, or why the spawn failed; may be empty
+	Text    string    // who or what ended it, and by what steps, or why the spawn failed; may be empty
 	Ready   bool      // it had become ready
 	Success bool      // it exited by itself, with one of the success exit codes
 	Next    string    // what followed, for people

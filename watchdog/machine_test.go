@@ -1,41 +1,25 @@
 package watchdog
 
 import (
+	"maps"
 	"testing"
 	"time"
 )
 
 const s = time.Second
 
-// reach is a machine in each state, as events bring it there by the time 10 s; the armed ones were armed at 8 s and are
-// due at 12 s (timeout 4 s). held and unarmedHeld have one hold, from 9 s on.
-func reach(t *testing.T, want state, holds int) machine {
-	t.Helper()
-	m := machine{timeout: 4 * s}
-	do := func(e event, at time.Duration) { m, _ = step(m, input{event: e, at: at}) }
-	switch want {
-	case watched:
-		do(evArm, 8*s)
-	case held:
-		do(evArm, 8*s)
-		do(evHold, 9*s)
-		holds--
-	case lapsed:
-		do(evArm, 0)
-		do(evLapse, 4*s)
-	case retired:
-		do(evRetire, 9*s)
-	}
-	for range holds {
-		do(evHold, 9*s)
-	}
-	if m.state != want {
-		t.Fatalf("built state %d, want %d", m.state, want)
+var testRules = Rules{Timeout: 4 * s, Startup: 7 * s, Deadlines: []Deadline{{"a", "b", s + s/2}, {"loop", "loop", 2 * s}}}
+
+func play(inputs ...input) machine {
+	m := machine{rules: testRules}
+	for _, in := range inputs {
+		m.step(in)
 	}
 	return m
 }
 
-// Every event in every state, without and with holds: the next state, whether it was taken, and when it is due.
+// Every event at 10 s in every state, reached in each way that matters: the next state, whether it was taken, and when the
+// judge has to look next.
 func TestEveryPair(t *testing.T) {
 	type next struct {
 		state state
@@ -43,40 +27,76 @@ func TestEveryPair(t *testing.T) {
 		due   time.Duration
 	}
 	const n = never
-	same := func(st state) next { return next{st, true, n} }
+	events := map[event]input{
+		evArm: {}, evRequire: {}, evFeed: {}, evCheckpoint: {name: "a"}, evHold: {}, evRelease: {}, evPause: {d: 3 * s}, evResume: {},
+		evRules: {rules: Rules{Timeout: 6 * s}}, evRetime: {d: 6 * s}, evExtend: {d: 5 * s}, evGap: {from: 9*s + s/2}, evTick: {}, evWarn: {},
+		evJudge: {}, evRetire: {},
+	}
+	none := func(st state) map[event]next { // what is refused
+		return map[event]next{evRequire: {st, false, n}, evFeed: {st, false, n}, evCheckpoint: {st, false, n}, evWarn: {st, false, n}, evJudge: {st, false, n}}
+	}
+	with := func(m map[event]next, more map[event]next) map[event]next { maps.Copy(m, more); return m }
+	arming := func(st state, arm, require time.Duration) map[event]next {
+		return map[event]next{evArm: {st, true, arm}, evRequire: {st, true, require}}
+	}
+	stands := func(due time.Duration) map[event]next {
+		return map[event]next{evRequire: {standing, false, due}, evWarn: {standing, false, due}, evJudge: {standing, false, due}}
+	}
+	arm, hold := input{event: evArm, at: 8 * s}, input{event: evHold, at: 9 * s}
 	for _, row := range []struct {
 		purpose string
-		state   state
-		holds   int
-		want    [events]next // arm feed hold release retime(6s) gap(9.5..10) lapse(10) retire
+		before  machine
+		rest    next // what happens by an event that want does not name
+		want    map[event]next
 	}{
-		{"never armed", unarmed, 0, [events]next{
-			{watched, true, 14 * s}, {unarmed, false, n}, same(unarmed), same(unarmed), same(unarmed), same(unarmed), {unarmed, false, n}, same(retired)}},
-		{"never armed, its sender held", unarmed, 1, [events]next{
-			{held, true, n}, {unarmed, false, n}, same(unarmed), same(unarmed), same(unarmed), same(unarmed), {unarmed, false, n}, same(retired)}},
-		{"watched", watched, 0, [events]next{
-			{watched, true, 14 * s}, {watched, true, 14 * s}, {held, true, n}, {watched, true, 12 * s}, {watched, true, 14 * s}, {watched, true, 12*s + s/2}, {watched, false, 12 * s}, same(retired)}},
-		{"held once: release gives back the second held", held, 1, [events]next{
-			{held, true, n}, {held, true, n}, {held, true, n}, {watched, true, 13 * s}, {held, true, n}, {held, true, n}, {held, false, n}, same(retired)}},
-		{"held twice", held, 2, [events]next{
-			{held, true, n}, {held, true, n}, {held, true, n}, {held, true, n}, {held, true, n}, {held, true, n}, {held, false, n}, same(retired)}},
-		{"lapsed", lapsed, 0, [events]next{
-			{watched, true, 14 * s}, {lapsed, false, n}, same(lapsed), same(lapsed), same(lapsed), same(lapsed), {lapsed, false, n}, same(retired)}},
-		{"lapsed, its sender held", lapsed, 1, [events]next{
-			{held, true, n}, {lapsed, false, n}, same(lapsed), same(lapsed), same(lapsed), same(lapsed), {lapsed, false, n}, same(retired)}},
-		{"retired", retired, 0, [events]next{
-			{retired, false, n}, {retired, false, n}, {retired, false, n}, {retired, false, n}, {retired, false, n}, {retired, false, n}, {retired, false, n}, {retired, false, n}}},
+		{"never armed", play(), next{unarmed, true, n}, with(none(unarmed), arming(watched, 14*s, 17*s))},
+		{"never armed, its sender held", play(hold), next{unarmed, true, n}, with(none(unarmed), arming(standing, n, n))},
+		{"never armed, paused", play(input{event: evPause, at: 9 * s, d: 9 * s}), next{unarmed, true, n}, with(none(unarmed), arming(standing, n, n))},
+		{"watched", play(arm), next{watched, true, 12 * s}, map[event]next{
+			evArm: {watched, true, 14 * s}, evRequire: {watched, false, 12 * s}, evFeed: {watched, true, 14 * s}, evCheckpoint: {watched, true, 11*s + s/2},
+			evHold: {standing, true, n}, evPause: {standing, true, n}, evRules: {watched, true, 14 * s}, evRetime: {watched, true, 14 * s},
+			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 12*s + s/2}, evJudge: {watched, false, 12 * s}}},
+		{"watched, late", play(input{event: evArm, at: 5 * s}), next{watched, true, 9 * s}, map[event]next{
+			evArm: {watched, true, 14 * s}, evRequire: {watched, false, 9 * s}, evFeed: {watched, true, 14 * s},
+			evHold: {standing, true, n}, evPause: {standing, true, n}, evRules: {watched, true, 11 * s}, evRetime: {watched, true, 11 * s},
+			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 9*s + s/2}, evJudge: {lapsed, true, n}}},
+		{"watched, required and not fed yet", play(input{event: evRequire, at: 8 * s}), next{watched, true, 15 * s}, map[event]next{
+			evArm: {watched, true, 14 * s}, evRequire: {watched, false, 15 * s}, evFeed: {watched, true, 14 * s}, evCheckpoint: {watched, true, 11*s + s/2},
+			evHold: {standing, true, n}, evPause: {standing, true, n}, evRules: {watched, true, 14 * s},
+			evGap: {watched, true, 15*s + s/2}, evWarn: {watched, false, 15 * s}, evJudge: {watched, false, 15 * s}}},
+		{"held once: release gives back the second held", play(arm, hold), next{standing, true, n}, with(stands(n), map[event]next{evRelease: {watched, true, 13 * s}})},
+		{"held twice", play(arm, hold, hold), next{standing, true, n}, stands(n)},
+		{"paused", play(arm, input{event: evPause, at: 9 * s, d: 9 * s}), next{standing, true, n}, with(stands(n), map[event]next{evResume: {watched, true, 14 * s}})},
+		{"paused and held", play(arm, hold, input{event: evPause, at: 9 * s, d: 9 * s}), next{standing, true, n}, stands(n)},
+		{"a pause that was over at 9.8 s", play(arm, input{event: evPause, at: 9 * s, d: s * 8 / 10}), next{watched, true, 13*s + s*8/10}, map[event]next{
+			evArm: {watched, true, 14 * s}, evRequire: {watched, false, 13*s + s*8/10}, evFeed: {watched, true, 14 * s}, evCheckpoint: {watched, true, 11*s + s/2},
+			evHold: {standing, true, n}, evPause: {standing, true, n}, evRules: {watched, true, 15*s + s*8/10}, evRetime: {watched, true, 15*s + s*8/10},
+			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 14 * s}, evWarn: {watched, false, 13*s + s*8/10}, evJudge: {watched, false, 13*s + s*8/10}}},
+		{"found traced at 9 s, and not now", play(input{event: evArm, at: 5 * s}, input{event: evJudge, at: 9 * s, excuse: Excuse{Traced: true}}), next{standing, true, 10 * s}, with(stands(10*s), map[event]next{
+			evJudge: {watched, false, 14 * s}})},
+		{"lapsed", play(input{event: evArm}, input{event: evJudge, at: 4 * s}), next{lapsed, true, n}, with(none(lapsed), map[event]next{evArm: {watched, true, 14 * s}})},
+		{"lapsed, its sender held", play(input{event: evArm}, input{event: evJudge, at: 4 * s}, hold), next{lapsed, true, n}, with(none(lapsed), map[event]next{evArm: {standing, true, n}})},
+		{"retired", play(arm, input{event: evRetire, at: 9 * s}), next{retired, false, n}, map[event]next{evRetire: {retired, false, n}}},
 	} {
-		for e := range events {
-			m, taken := step(reach(t, row.state, row.holds), input{event: e, at: 10 * s, from: 9*s + s/2, timeout: 6 * s})
-			if got := (next{m.state, taken, m.due()}); got != row.want[e] {
-				t.Errorf("%s, event %d: got %+v, want %+v", row.purpose, e, got, row.want[e])
+		if _, ok := row.want[evRetire]; !ok {
+			row.want[evRetire] = next{retired, true, n}
+		}
+		for e := range evRetire + 1 {
+			m, in := row.before, events[e]
+			in.event, in.at = e, 10*s
+			taken := m.step(in)
+			want, ok := row.want[e]
+			if !ok {
+				want = row.rest
+			}
+			if got := (next{m.state, taken, m.due()}); got != want {
+				t.Errorf("%s, event %d: got %+v, want %+v", row.purpose, e, got, want)
 			}
 		}
 	}
 }
 
-// What a sequence of events leaves of the stopwatch, where one event alone does not show it.
+// What a sequence of events leaves of the stopwatches, where one event alone does not show it.
 func TestStopwatch(t *testing.T) {
 	for _, row := range []struct {
 		purpose string
@@ -95,18 +115,47 @@ func TestStopwatch(t *testing.T) {
 			[]input{{event: evArm}, {event: evFeed, at: 30 * s}, {event: evGap, from: 1 * s, at: 31 * s}}, 35 * s},
 		{"or release what was held before",
 			[]input{{event: evArm}, {event: evHold, at: 1 * s}, {event: evRelease, at: 30 * s}, {event: evGap, from: 2 * s, at: 31 * s}}, 34 * s},
+		{"or hold and release",
+			[]input{{event: evArm}, {event: evTick, at: 1 * s}, {event: evHold, at: 30 * s}, {event: evRelease, at: 30 * s}, {event: evGap, from: 1 * s, at: 31 * s}}, 34 * s},
+		{"or reach a checkpoint",
+			[]input{{event: evArm}, {event: evCheckpoint, name: "a", at: 30 * s}, {event: evGap, from: 1 * s, at: 31 * s}}, 32*s + s/2},
 		{"two gaps",
 			[]input{{event: evArm}, {event: evGap, from: 1 * s, at: 10 * s}, {event: evGap, from: 11 * s, at: 20 * s}}, 22 * s},
 		{"a new timeout keeps what was credited",
-			[]input{{event: evArm}, {event: evGap, from: 1 * s, at: 10 * s}, {event: evRetime, at: 11 * s, timeout: 6 * s}}, 15 * s},
+			[]input{{event: evArm}, {event: evGap, from: 1 * s, at: 10 * s}, {event: evRetime, at: 11 * s, d: 6 * s}}, 15 * s},
 		{"a release after a late feed and a lapse: armed again it begins anew",
-			[]input{{event: evArm}, {event: evLapse, at: 4 * s}, {event: evFeed, at: 5 * s}, {event: evArm, at: 6 * s}}, 10 * s},
+			[]input{{event: evArm}, {event: evJudge, at: 4 * s}, {event: evFeed, at: 5 * s}, {event: evArm, at: 6 * s}}, 10 * s},
+		{"a checkpoint again before its end: the older one counts",
+			[]input{{event: evArm}, {event: evCheckpoint, name: "a", at: 1 * s}, {event: evCheckpoint, name: "a", at: 2 * s}}, 2*s + s/2},
+		{"the end of a deadline stops it, and again changes nothing",
+			[]input{{event: evArm}, {event: evCheckpoint, name: "a", at: 1 * s}, {event: evCheckpoint, name: "b", at: 2 * s}, {event: evCheckpoint, name: "b", at: 3 * s}}, 4 * s},
+		{"from each to the next",
+			[]input{{event: evArm}, {event: evCheckpoint, name: "loop", at: s / 2}, {event: evCheckpoint, name: "loop", at: 1 * s}}, 3 * s},
+		{"feeds do not help the main loop",
+			[]input{{event: evArm}, {event: evCheckpoint, name: "loop", at: 1 * s}, {event: evFeed, at: 2 * s}}, 3 * s},
+		{"new rules: the deadline that stays goes on, the other is gone, one that is new is stopped",
+			[]input{{event: evArm}, {event: evCheckpoint, name: "a", at: 1 * s}, {event: evCheckpoint, name: "loop", at: 1 * s},
+				{event: evRules, at: 2 * s, rules: Rules{Timeout: 9 * s, Deadlines: []Deadline{{"x", "y", s}, {"a", "b", 5 * s}}}}}, 6 * s},
+		{"more rules than there is room for",
+			[]input{{event: evArm}, {event: evRules, rules: Rules{Timeout: 9 * s, Deadlines: make([]Deadline, 2*DeadlinesMax)}}}, 9 * s},
+		{"an extension that is over by now changes nothing",
+			[]input{{event: evArm}, {event: evExtend, at: 1 * s, d: 2 * s}}, 4 * s},
+		{"an extension is at most ExtendMax in one silence",
+			[]input{{event: evArm}, {event: evExtend, at: 1 * s, d: ExtendMax}, {event: evExtend, at: 2 * s, d: 2 * ExtendMax}}, ExtendMax + 4*s},
+		{"and ends with it", []input{{event: evArm}, {event: evExtend, at: 1 * s, d: ExtendMax}, {event: evFeed, at: 2 * s}}, 6 * s},
+		{"one lapse, the earliest, and arming stops all deadlines",
+			[]input{{event: evArm}, {event: evCheckpoint, name: "a", at: 1 * s}, {event: evJudge, at: 9 * s}, {event: evArm, at: 10 * s}}, 14 * s},
+		{"a pause gives every stopwatch its limit anew",
+			[]input{{event: evArm}, {event: evCheckpoint, name: "a", at: 1 * s}, {event: evPause, at: 2 * s, d: 10 * s}, {event: evTick, at: 12 * s}}, 13*s + s/2},
+		{"a pause without end", []input{{event: evArm}, {event: evPause, at: 1 * s, d: never}, {event: evTick, at: never - 1}}, never},
+		{"starvation credits one limit at most",
+			[]input{{event: evArm}, {event: evJudge, at: 4 * s, excuse: Excuse{Starved: 1 * s}}, {event: evJudge, at: 5 * s, excuse: Excuse{Starved: 1000 * s}}}, 8 * s},
+		{"and is counted from the warning on",
+			[]input{{event: evArm}, {event: evJudge, at: 4 * s, excuse: Excuse{Starved: 1 * s}}, {event: evJudge, at: 5 * s, excuse: Excuse{Starved: 1*s + grantMin}}}, 5*s + grantMin},
+		{"a rest below 10 ms is none",
+			[]input{{event: evArm}, {event: evJudge, at: 4 * s, excuse: Excuse{Starved: 1 * s}}, {event: evJudge, at: 5 * s, excuse: Excuse{Starved: 1*s + grantMin - 1}}}, never},
 	} {
-		m := machine{timeout: 4 * s}
-		for _, in := range row.inputs {
-			m, _ = step(m, in)
-		}
-		if m.due() != row.due {
+		if m := play(row.inputs...); m.due() != row.due {
 			t.Errorf("%s: due at %v, want %v", row.purpose, m.due(), row.due)
 		}
 	}

@@ -30,7 +30,7 @@ func feedFifty() {
 	go w.Run(context.Background())
 	var ready, done sync.WaitGroup
 	for i := range 50 {
-		d := w.Dog(ID{fmt.Sprint(i), 1}, 300*time.Millisecond)
+		d := w.Dog(ID{fmt.Sprint(i), 1}, Rules{Timeout: 300 * time.Millisecond})
 		d.Arm()
 		ready.Add(1)
 		done.Go(func() {

@@ -130,6 +130,7 @@ A NAME is that of a client; that of a client with instances stands for all of th
 		Example: `  zhxctl start                 # zhxd and all its clients
   zhxctl status
   zhxctl why camera            # how it died, and what it printed last
+  zhxctl watchdog pause camera 10m --reason "gdb"
   zhxctl logs -f camera
   zhxctl restart camera
   zhxctl check && zhxctl reload`,
@@ -141,7 +142,7 @@ A NAME is that of a client; that of a client with instances stands for all of th
 	flags.StringVar(&a.control, "control", "", "zhxd's control socket, a `PATH`")
 	flags.StringVar(&a.config, "config", "", "the configuration `FILE` (default "+defaultConfig+")")
 	flags.DurationVar(&a.timeout, "timeout", 0, "how long to wait (default 10s to read, 30s for zhxd to start, 2m to stop)")
-	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.statusCmd(), a.whyCmd(), a.logsCmd(), a.sendCmd(),
+	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.statusCmd(), a.whyCmd(), a.watchdogCmd(), a.logsCmd(), a.sendCmd(),
 		a.reloadCmd(), a.checkCmd(), a.versionCmd())
 	return root
 }

@@ -166,6 +166,12 @@ func (c *canned) Send(_ context.Context, _ control.Caller, m control.SendRequest
 	c.sent = m
 	return c.err
 }
+func (c *canned) Pause(_ context.Context, _ control.Caller, m control.PauseRequest) ([]control.Outcome, error) {
+	return []control.Outcome{{Name: m.Names[0], Text: fmt.Sprintf("paused for %vs: %s", m.Seconds, m.Reason)}}, c.err
+}
+func (c *canned) Resume(_ context.Context, _ control.Caller, w control.Which) ([]control.Outcome, error) {
+	return []control.Outcome{{Name: fmt.Sprint(w), Text: "resumed"}}, c.err
+}
 func (c *canned) Shutdown(_ control.Caller, keep bool) (control.ShutdownReply, func(), error) {
 	if !keep {
 		c.end.Kept = 0

@@ -116,6 +116,9 @@ func (a *app) show(st control.Status, whole bool) {
 		if !whole {
 			below = append(below, a.asides(c))
 		}
+		if w := c.Watchdog; w != nil && w.Pause != nil {
+			notes = append(notes, a.clean(c.Name+": watchdog paused by "+*w.Pause), "  -> zhxctl watchdog resume "+c.Name)
+		}
 		if text, next := ailment(c); text != "" {
 			notes = append(notes, a.clean(c.Name+": "+text), "  -> "+next)
 		}
@@ -142,6 +145,9 @@ func (a *app) show(st control.Status, whole bool) {
 func (a *app) head(st control.Status) {
 	d := st.Daemon
 	fmt.Fprintf(a.out, "zhxd %s  pid %d  up %s  %s  config %s (%s)\n", d.Version, d.PID, span(d.Uptime), count(len(st.Clients), "client"), d.ConfigState, d.Config)
+	if w := d.Watchdog; w != nil {
+		a.showBoard(*w)
+	}
 	switch d.ConfigState {
 	case "changed":
 		fmt.Fprintf(a.out, "! %s has changed and is not loaded yet\n  -> zhxctl reload\n", d.Config)
@@ -167,8 +173,12 @@ func row(c control.ClientStatus) []string {
 	}
 	switch w := c.Watchdog; {
 	case w == nil:
+	case w.PausedFor != nil:
+		dog = "paused for " + span(*w.PausedFor)
 	case w.Paused:
 		dog = "paused"
+	case w.Traced:
+		dog = "traced"
 	case w.Armed && w.Remaining != nil:
 		dog = span(*w.Remaining) + " of " + span(w.Timeout)
 	default:

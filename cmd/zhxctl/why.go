@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,11 +45,29 @@ func (a *app) whyCmd() *cobra.Command {
 func (a *app) showWhy(y control.Why) {
 	fmt.Fprintf(a.out, "%s: %s\n", y.Name, stateText(y.State, y.Ready, nil, y.WaitsFor))
 	a.field("now", y.Now)
+	if y.Evidence != nil && !slices.ContainsFunc(y.Deaths, func(d control.Death) bool { return d.Run == y.Evidence.Run }) {
+		a.showEvidence(*y.Evidence)
+	}
 	if len(y.Deaths) == 0 {
 		fmt.Fprintln(a.out, "\nzhxd knows of no run of it that has ended")
 	}
 	for _, d := range y.Deaths {
 		a.showDeath(d)
+		if y.Evidence != nil && d.Run == y.Evidence.Run {
+			a.showEvidence(*y.Evidence)
+		}
+	}
+}
+
+// showEvidence tells what a run did when it was about to be late.
+func (a *app) showEvidence(e control.Evidence) {
+	what := map[string]string{"alive": "without a feed", "startup": "without a first feed"}[e.By]
+	if what == "" {
+		what = "from checkpoint " + e.By
+	}
+	a.field("seen", fmt.Sprintf("%s ago, after %s %s:", span(e.Ago), span(e.Silence), what))
+	for _, line := range e.Lines {
+		fmt.Fprintf(a.out, "           | %s\n", a.plain(line))
 	}
 }
 

@@ -14,6 +14,7 @@
 package config
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -21,12 +22,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"zhx/procman"
+	"zhx/watchdog"
+	"zhx/watchdog/probe"
 )
 
 const (
@@ -36,6 +40,7 @@ const (
 	timeoutMax    = 24 * time.Hour // of a watchdog, interval x misses; beyond: an error
 	clientsMax    = 1024           // clients, instances counted; more are an error
 	groupsMax     = 256            // groups; more are an error
+	probePart     = 3              // a probe's interval and timeout are this part of the client's watchdog_timeout, unless they are set
 	expandMax     = 4 << 20        // bytes of all commands and environments with ${VARIABLE} and %n replaced; beyond: an error
 	problemsMax   = 100            // errors, and as many warnings, that are told of one file; the others are left out
 	textMax       = 500            // characters of what is told of one problem, which may quote the file; the rest is cut
@@ -55,6 +60,7 @@ type Config struct {
 // Daemon is [daemon]: keys.go documents each key.
 type Daemon struct {
 	Socket, TCP, Control, RunDir string // TCP is "" or IPv4:port
+	StateDir                     string
 	Identity, Reload             string
 	PrototypePresence            bool
 	SocketMode                   fs.FileMode
@@ -63,8 +69,12 @@ type Daemon struct {
 
 // Watchdog is [watchdog].
 type Watchdog struct {
-	Interval time.Duration
-	Misses   int
+	Interval    time.Duration
+	Misses      int
+	Mode        string // enforce | observe
+	Device      string // "": none
+	MagicClose  bool
+	RebootLimit int // an hour
 }
 
 // Timeout is what a client has that says nothing of its own, and a foreign one.
@@ -78,6 +88,17 @@ type Client struct {
 	Names           []string      // further names that it may claim
 	Watchdog        string        // auto | required | off
 	WatchdogTimeout time.Duration // > 0
+	StartupTimeout  time.Duration // 0: WatchdogTimeout
+	Deadlines       []watchdog.Deadline
+	Probe           probe.Probe   // zero: none
+	WarnAfter       time.Duration // 0: half of what is allowed
+	WarnSignal      syscall.Signal
+	Critical        bool
+}
+
+// Rules are those of the client's dog.
+func (c *Client) Rules() watchdog.Rules {
+	return watchdog.Rules{Timeout: c.WatchdogTimeout, Startup: c.StartupTimeout, Warn: c.WarnAfter, Deadlines: c.Deadlines}
 }
 
 // Options are what the command line decides over the file.
@@ -175,9 +196,20 @@ func checkOwner(path string, fi fs.FileInfo) error {
 
 // DaemonChanges lists the keys that differ and take effect only when zhxd is restarted.
 func DaemonChanges(old, new *Config) (changed []string) {
-	a, b := target{daemon: &old.Daemon}, target{daemon: &new.Daemon}
+	a, b := target{daemon: &old.Daemon, watchdog: &old.Watchdog}, target{daemon: &new.Daemon, watchdog: &new.Watchdog}
 	for _, k := range keys {
 		if k.class == classDaemon && k.get(&a) != k.get(&b) {
+			changed = append(changed, k.name)
+		}
+	}
+	return changed
+}
+
+// ClientChanges lists the live keys of a client that differ and that are no part of its Spec.
+func ClientChanges(old, new Client) (changed []string) {
+	a, b := target{client: &old}, target{client: &new}
+	for _, k := range keys {
+		if k.section == "client" && k.class == classLive && k.name != "instances" && !reflect.DeepEqual(k.get(&a), k.get(&b)) {
 			changed = append(changed, k.name)
 		}
 	}
@@ -246,6 +278,11 @@ func (f *file) finishDaemon(d *Daemon, o Options) {
 		f.report(at("run_dir"), false, "run_dir in [daemon] is not set, and neither is $XDG_RUNTIME_DIR; not being root, zhx needs one of them")
 		return
 	}
+	if d.StateDir == "" {
+		if d.StateDir = d.RunDir; d.RunDir == "/run/zhx" {
+			d.StateDir = "/var/lib/zhx"
+		}
+	}
 	for _, s := range []struct {
 		key, file string
 		path      *string
@@ -278,6 +315,13 @@ func (f *file) client(c *Config, cl Client, name string) {
 	}
 	if cl.Watchdog != "off" {
 		cl.FrozenTimeout = cl.WatchdogTimeout
+	}
+	if p := &cl.Probe; p.Asks() {
+		third := cl.WatchdogTimeout / probePart
+		p.Interval, p.Timeout = cmp.Or(p.Interval, third), cmp.Or(p.Timeout, third)
+	}
+	if cl.Critical && cl.StartLimit.Burst == 0 {
+		cl.StartLimit = procman.StartLimit{Burst: 5, Interval: 10 * time.Minute}
 	}
 	if cl.TTY {
 		f.report(f.where(name, "tty"), true, "client %q has a terminal of zhxd's (tty): it is restarted if zhxd crashes", name)

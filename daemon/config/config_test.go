@@ -240,8 +240,9 @@ command = ["/bin/a"]
 				Groups: []string{}, Umask: 0o022, CPUAffinity: []int{}, DependsOn: []string{}, Ready: procman.ReadySpawn, StartTimeout: 30 * time.Second,
 				OnFailure: []string{}, SuccessCodes: []int{0}, Autostart: true, Restart: procman.Always, RestartDelay: 100 * time.Millisecond, RestartDelayMax: 30 * time.Second,
 				StableAfter: 5 * time.Second, StopSignal: syscall.SIGINT, StopTimeout: 5 * time.Second,
-				FrozenTimeout: 10 * time.Second, KillStrays: true},
+				FrozenTimeout: 10 * time.Second, AbortTimeout: 10 * time.Second, KillStrays: true},
 			Base: name, Names: []string{}, Watchdog: "auto", WatchdogTimeout: 10 * time.Second,
+			Deadlines: nil,
 		}
 	}
 	z, b, a := client("z", "prog", "100%", "$x"), client("b", "/bin/b"), client("a", "/bin/a")
@@ -252,8 +253,8 @@ command = ["/bin/a"]
 	want := &Config{
 		Path: "clients.toml", Sum: got.Sum,
 		Daemon: Daemon{Socket: "/run/zhx/zhx.sock", TCP: "127.1.1.1:0", Control: "/tmp/100%/$c", RunDir: "/run/zhx",
-			Identity: "enforce", Reload: "auto", PrototypePresence: true, SocketMode: 0o660},
-		Watchdog: Watchdog{Interval: 2 * time.Second, Misses: 5},
+			StateDir: "/var/lib/zhx", Identity: "enforce", Reload: "auto", PrototypePresence: true, SocketMode: 0o660},
+		Watchdog: Watchdog{Interval: 2 * time.Second, Misses: 5, Mode: "enforce", RebootLimit: 3},
 		Clients:  []Client{z, b, a},
 	}
 	if d := cmp.Diff(want, got); d != "" {

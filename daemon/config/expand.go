@@ -47,7 +47,7 @@ func expand(s string, meaning func(word string) (string, error)) (out string, er
 // expand replaces %n and ${VARIABLE} in the keys of cl that know them. A variable is one of zhxd's; for what is not the
 // environment itself, one of the client's goes before.
 func (f *file) expand(cl *Client) {
-	lists := [][]string{slices.Collect(maps.Values(cl.Environment)), {cl.LogFile}, cl.Command, cl.OnFailure}
+	lists := [][]string{slices.Collect(maps.Values(cl.Environment)), {cl.LogFile, cl.Probe.Unix}, cl.Command, cl.OnFailure, cl.Probe.Exec}
 	if !slices.ContainsFunc(slices.Concat(lists...), func(s string) bool { return strings.ContainsAny(s, "%$") }) {
 		return
 	}
@@ -102,6 +102,10 @@ func (f *file) expand(cl *Client) {
 	own, cl.Environment = env, env
 	cl.LogFile, _ = value(cl.LogFile, "log_file")
 	cl.Command, cl.OnFailure = argv("command", cl.Command), argv("on_failure", cl.OnFailure)
+	cl.Probe.Unix, _ = value(cl.Probe.Unix, "probe")
+	if len(cl.Probe.Exec) > 0 {
+		cl.Probe.Exec = argv("probe", cl.Probe.Exec)
+	}
 }
 
 // valid reports err, of a key that a client has, itself or by [defaults].

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"zhx/procman"
+	"zhx/watchdog"
+	"zhx/watchdog/probe"
 )
 
 // Whatever the bytes, there is a Config or Problems that lie within the file; and a valid file says, written anew from its
@@ -25,6 +27,7 @@ func FuzzConfig(f *testing.F) {
 		section := strings.Trim(strings.Replace(heading(k.section), "NAME", "a", 1), "[]")
 		f.Add("[" + section + "]\n" + k.name + " = " + k.defaultValue + "\n")
 	}
+	f.Add("[client.a]\ncommand=['x']\ndeadlines=[{from='a',to='b',within='1s'}]\nprobe={exec=['p','%n'],timeout='2s'}\nabort_signal='ABRT'\ncritical=true\n[client.b]\ncommand=['y']\nprobe={http='http://127.0.0.1/x%20y'}\n")
 	f.Add("[client.a]\ncommand=['x%n', '${HOME}%%']\ninstances=2\nlog_file='/%n'\n[client.b]\ncommand=['y']\ndepends_on=['a']\nstart_limit={burst=1,interval='1s'}\nlimit_as='2G'\n[group.c]\nclients=['b','a-1']\nrestart='all'\n")
 	for _, text := range []string{"", "\n", "a", "[client.a]\ncommand=['x']\n[client.a.x]\n", "[[client]]\n", "client.a.command=['x', \"\"\"\ny\"\"\"]\nclient.a.names=['b']\n", "\xef\xbb\xbf[client]\r\n", "client={a={command=[\n'x']}}", "a = \"\\\x00\"\n", "[client.\"\"]\n", "a=[[[[[{b=[1]}]]]]]"} {
 		f.Add(text)
@@ -120,6 +123,32 @@ func literal(k key, v any) string {
 			return "{}"
 		}
 		return fmt.Sprintf("{ burst = %d, interval = '%v' }", v.Burst, v.Interval)
+	case []watchdog.Deadline:
+		var items []string
+		for _, d := range v {
+			items = append(items, fmt.Sprintf("{ from = '%s', to = '%s', within = '%v' }", d.From, d.To, d.Within))
+		}
+		return "[" + strings.Join(items, ", ") + "]"
+	case probe.Probe:
+		if !v.Asks() {
+			return "{}"
+		}
+		way := ""
+		switch {
+		case v.TCP != "":
+			way = "tcp = " + text(v.TCP)
+		case v.Unix != "":
+			way = "unix = " + text(v.Unix)
+		case v.HTTP != "":
+			way = "http = " + quote(v.HTTP)
+		default:
+			var items []string
+			for _, s := range v.Exec {
+				items = append(items, text(s))
+			}
+			way = "exec = [" + strings.Join(items, ", ") + "]"
+		}
+		return fmt.Sprintf("{ %s, interval = '%v', timeout = '%v' }", way, v.Interval, v.Timeout)
 	case []string:
 		var items []string
 		for _, s := range v {

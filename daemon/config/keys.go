@@ -15,6 +15,8 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"zhx/procman"
+	"zhx/watchdog"
+	"zhx/watchdog/probe"
 )
 
 // A class says how a change of a key is applied by a reload.
@@ -64,6 +66,8 @@ var keys = []key{
 		`The group that may act through zhxctl, beside root and zhxd's own user; "" is zhxd's own.`},
 	{"daemon", "run_dir", classDaemon, "", path(func(t *target) *string { return &t.daemon.RunDir }),
 		"The directory of sockets, log and state, which need not survive a reboot; without it, /run/zhx for root, else $XDG_RUNTIME_DIR/zhx."},
+	{"daemon", "state_dir", classDaemon, "", path(func(t *target) *string { return &t.daemon.StateDir }),
+		"The directory of what must survive a reboot; without it, /var/lib/zhx where run_dir is /run/zhx, else run_dir."},
 	{"daemon", "identity", classLive, `"enforce"`, word(func(t *target) *string { return &t.daemon.Identity }, "enforce", "warn"),
 		"Whether a process that claims a name without proof is refused, or only told of in the log."},
 	{"daemon", "reload", classLive, `"auto"`, word(func(t *target) *string { return &t.daemon.Reload }, "auto", "manual"),
@@ -75,6 +79,14 @@ var keys = []key{
 		"How often a client is expected to feed."},
 	{"watchdog", "misses", classLive, `3`, number(1, 1000, func(t *target) *int { return &t.watchdog.Misses }),
 		"After how many intervals without a feed a client is late."},
+	{"watchdog", "mode", classLive, `"enforce"`, word(func(t *target) *string { return &t.watchdog.Mode }, "enforce", "observe"),
+		"Whether a late client is killed, or only told of in the log."},
+	{"watchdog", "device", classDaemon, `""`, optionalPath(func(t *target) *string { return &t.watchdog.Device }),
+		`The hardware watchdog, as "/dev/watchdog", fed as long as every critical client is well or may still recover; "" is none.`},
+	{"watchdog", "magic_close", classDaemon, `false`, boolean(func(t *target) *bool { return &t.watchdog.MagicClose }),
+		"Whether the hardware watchdog is switched off when zhxd is asked to end, or resets the board unless the next zhxd feeds it in time."},
+	{"watchdog", "reboot_limit", classLive, `3`, number(0, 15, func(t *target) *int { return &t.watchdog.RebootLimit }),
+		"How many times an hour zhxd reboots the board, over all boots; then clients are started by hand only."},
 
 	{"client", "command", classSpec, "", command(false, func(t *target) *[]string { return &t.client.Command }),
 		"The program and its arguments, which each client needs, without a shell; a program without a slash is looked up in PATH."},
@@ -146,6 +158,22 @@ var keys = []key{
 		"Whether the client is watched from its first watchdog packet on, from its start, or never."},
 	{"client", "watchdog_timeout", classSpec, "", duration("10ms", "24h", func(t *target) *time.Duration { return &t.client.WatchdogTimeout }),
 		"How long a watched client may be silent before it is killed and restarted; without it, [watchdog] interval x misses."},
+	{"client", "startup_timeout", classLive, `"0s"`, duration("0s", "24h", func(t *target) *time.Duration { return &t.client.StartupTimeout }),
+		`How long a client with watchdog = "required" may take to its first feed; "0s" is watchdog_timeout.`},
+	{"client", "deadlines", classLive, `[]`, deadlines(func(t *target) *[]watchdog.Deadline { return &t.client.Deadlines }),
+		"Times that the client may take from one checkpoint to another, or from one to the next of the same name."},
+	{"client", "probe", classLive, `{}`, probed(func(t *target) *probe.Probe { return &t.client.Probe }),
+		"How zhxd asks a client that does not feed whether it is alive, an answer being a feed; interval and timeout are a third of watchdog_timeout unless they are set."},
+	{"client", "warn_after", classLive, `"0s"`, duration("0s", "24h", func(t *target) *time.Duration { return &t.client.WarnAfter }),
+		`The silence after which zhxd looks what the client is doing; "0s" is half of what it may last.`},
+	{"client", "warn_signal", classLive, `""`, optionalSignal(func(t *target) *syscall.Signal { return &t.client.WarnSignal }),
+		`The signal that the program gets then; "" is none.`},
+	{"client", "abort_signal", classSpec, `""`, optionalSignal(func(t *target) *syscall.Signal { return &t.client.AbortSignal }),
+		`The signal that a late program gets before it is killed, as "SIGABRT" for a core; "" is none.`},
+	{"client", "abort_timeout", classSpec, `"10s"`, duration("1ms", "1h", func(t *target) *time.Duration { return &t.client.AbortTimeout }),
+		"How long it may take to end by abort_signal, not counting the time in which its core is written."},
+	{"client", "critical", classLive, `false`, boolean(func(t *target) *bool { return &t.client.Critical }),
+		"Reboots the board when the client's start_limit is reached, which is 5 restarts in 10m then unless it is set."},
 	{"client", "strays", classSpec, `"kill"`, wordBool(func(t *target) *bool { return &t.client.KillStrays }, "kill", "ignore"),
 		"What happens before the first start to running copies of the program that nobody manages."},
 

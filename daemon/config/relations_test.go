@@ -6,12 +6,15 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"zhx/procman"
+	"zhx/watchdog"
+	"zhx/watchdog/probe"
 )
 
 // What is wrong with what clients have to do with each other, and with the values that this takes.
@@ -149,7 +152,21 @@ func TestClientKeys(t *testing.T) {
 		"stop_timeout":       {`"1s"`, func(c *Client) { c.StopTimeout = time.Second }},
 		"watchdog":           {`"off"`, func(c *Client) { c.Watchdog, c.FrozenTimeout = "off", 0 }},
 		"watchdog_timeout":   {`"1s"`, func(c *Client) { c.WatchdogTimeout, c.FrozenTimeout = time.Second, time.Second }},
-		"strays":             {`"ignore"`, func(c *Client) { c.KillStrays = false }},
+		"startup_timeout":    {`"1m"`, func(c *Client) { c.StartupTimeout = time.Minute }},
+		"deadlines": {`[{ from = "a", to = "b", within = "1s" }]`, func(c *Client) {
+			c.Deadlines = []watchdog.Deadline{{From: "a", To: "b", Within: time.Second}}
+		}},
+		"probe": {`{ exec = ["p", "%n"], timeout = "1s" }`, func(c *Client) {
+			c.Probe = probe.Probe{Exec: []string{"p", "a"}, Interval: 3 * time.Second, Timeout: time.Second}
+		}},
+		"warn_after":    {`"1s"`, func(c *Client) { c.WarnAfter = time.Second }},
+		"warn_signal":   {`"USR1"`, func(c *Client) { c.WarnSignal = syscall.SIGUSR1 }},
+		"abort_signal":  {`"SIGABRT"`, func(c *Client) { c.AbortSignal = syscall.SIGABRT }},
+		"abort_timeout": {`"1m"`, func(c *Client) { c.AbortTimeout = time.Minute }},
+		"critical": {`true`, func(c *Client) {
+			c.Critical, c.StartLimit = true, procman.StartLimit{Burst: 5, Interval: 10 * time.Minute}
+		}},
+		"strays": {`"ignore"`, func(c *Client) { c.KillStrays = false }},
 	}
 	plain, _ := parsed(whole)
 	for _, key := range keysOf("client") {

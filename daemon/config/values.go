@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -19,7 +20,10 @@ import (
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
 
+	"zhx/ipc/wire"
 	"zhx/procman"
+	"zhx/watchdog"
+	"zhx/watchdog/probe"
 )
 
 // value is a kind of value at a place of the target.
@@ -133,6 +137,14 @@ func signal(at func(*target) *syscall.Signal) value {
 	return str(`the name of a signal, as "SIGTERM"`, at, func(s string) (syscall.Signal, bool) {
 		n := unix.SignalNum("SIG" + strings.TrimPrefix(s, "SIG"))
 		return n, n != 0
+	})
+}
+
+// optionalSignal is a signal, or none.
+func optionalSignal(at func(*target) *syscall.Signal) value {
+	return str(`the name of a signal, as "SIGABRT", or ""`, at, func(s string) (syscall.Signal, bool) {
+		n := unix.SignalNum("SIG" + strings.TrimPrefix(s, "SIG"))
+		return n, n != 0 || s == ""
 	})
 }
 
@@ -255,6 +267,75 @@ func startLimit(at func(*target) *procman.StartLimit) value {
 			return l, false, errors.New("must be " + takes)
 		}
 		return l, true, nil
+	})
+}
+
+// deadlines is a list of pairs of checkpoints with a time each.
+func deadlines(at func(*target) *[]watchdog.Deadline) value {
+	takes := fmt.Sprintf(`a list of at most %d as { from = "begin", to = "end", within = "1s" }, with names of at most 32 of A-Z a-z 0-9 _ -, and "1ms" to "24h"`,
+		watchdog.DeadlinesMax)
+	return kind(takes, at, func(v any, _ []watchdog.Deadline) (ds []watchdog.Deadline, ok bool, err error) {
+		items, ok := v.([]any)
+		if tables, are := v.([]map[string]any); are {
+			for _, t := range tables {
+				items = append(items, t)
+			}
+			ok = true
+		}
+		for _, item := range items {
+			table, _ := item.(map[string]any)
+			from, _ := table["from"].(string)
+			to, _ := table["to"].(string)
+			within, _ := table["within"].(string)
+			d, err := time.ParseDuration(within)
+			if err != nil || len(table) != 3 || !checkpoint(from) || !checkpoint(to) || d < time.Millisecond || d > 24*time.Hour {
+				return nil, false, errors.New("must be " + takes)
+			}
+			ds = append(ds, watchdog.Deadline{From: from, To: to, Within: d})
+		}
+		return ds, ok && len(ds) <= watchdog.DeadlinesMax, nil
+	})
+}
+
+// checkpoint tells whether a client can say that name.
+func checkpoint(name string) bool { return wire.ValidName(name) && len(name) <= 32 }
+
+// probed is one way to ask a client, and how often and how long. In exec and unix, %n and ${VARIABLE} are replaced later.
+func probed(at func(*target) *probe.Probe) value {
+	const takes = `{ tcp = "127.0.0.1:80" }, { unix = "/path" }, { http = "http://127.0.0.1/" } or { exec = ["prog"] }, if need be with interval and timeout as "1s", or {}`
+	return kind(takes, at, func(v any, _ probe.Probe) (p probe.Probe, ok bool, err error) {
+		table, ok := v.(map[string]any)
+		ways := 0
+		for key, v := range table {
+			s, _ := v.(string)
+			good := false
+			switch key {
+			case "exec":
+				p.Exec, good, err = list(v, raw)
+				good = good && len(p.Exec) > 0 && p.Exec[0] != ""
+			case "tcp":
+				_, err := netip.ParseAddrPort(s)
+				p.TCP, good = s, err == nil
+			case "unix":
+				_, err = raw(s)
+				p.Unix, good = s, filepath.IsAbs(s)
+			case "http":
+				u, err := url.Parse(s)
+				p.HTTP, good = s, err == nil && u.Scheme == "http" && u.Host != ""
+			case "interval", "timeout":
+				d, err := time.ParseDuration(s)
+				if good = err == nil && d >= 10*time.Millisecond && d <= time.Hour; key == "interval" {
+					p.Interval = d
+				} else {
+					p.Timeout = d
+				}
+				ways--
+			}
+			if ways++; !good || err != nil {
+				return p, false, errors.New("must be " + takes)
+			}
+		}
+		return p, ok && (ways == 1 || len(table) == 0), nil
 	})
 }
 

@@ -62,6 +62,16 @@ func (c *Client) Restart(ctx context.Context, w Which) (out Outcomes, err error)
 	return out, c.ask(ctx, "POST", "restart", w, decode(&out))
 }
 
+// Pause stops the watchdog's clock for clients, for a time.
+func (c *Client) Pause(ctx context.Context, m PauseRequest) (out Outcomes, err error) {
+	return out, c.ask(ctx, "POST", "watchdog/pause", m, decode(&out))
+}
+
+// Resume ends pauses.
+func (c *Client) Resume(ctx context.Context, w Which) (out Outcomes, err error) {
+	return out, c.ask(ctx, "POST", "watchdog/resume", w, decode(&out))
+}
+
 // Reload has the configuration read again; with dry, it is only told what that would do. An invalid one is an Error with all its
 // problems.
 func (c *Client) Reload(ctx context.Context, dry bool) (res ReloadResult, err error) {

@@ -6,6 +6,7 @@
 //	GET  /v1/status  /v1/why?name=NAME
 //	GET  /v1/logs?name=NAME&n=N&follow=1   (a line of JSON a line; name may be repeated or left out)
 //	POST /v1/start  /v1/stop  /v1/restart   {"names":["NAME","@GROUP"],"all":false}
+//	POST /v1/watchdog/pause {"names":["NAME"],"for_s":600,"reason":""}  /v1/watchdog/resume {"names":["NAME"],"all":false}
 //	POST /v1/reload {"dry_run":false}  /v1/send {"target":"","source":"","text":""}  /v1/shutdown {"keep":false}
 //
 // The Server owns its connections and nothing else; all state is the Backend's. A client that does not read holds up its own
@@ -25,5 +26,6 @@ const (
 	hearLimit   = 500 * time.Millisecond // for an asker that is stopped by what it asked for to read the answer; then it begins
 	idleLimit   = 30 * time.Second       // between two requests on a connection; then it is closed
 	writeLimit  = 10 * time.Second       // for a reader to take what was written; then the connection is closed
+	pauseMax    = 24 * time.Hour         // of a watchdog; more is an error
 	endLimit    = time.Second            // for answers under way when the server ends; then they are cut off
 )

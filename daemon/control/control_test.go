@@ -123,6 +123,12 @@ func (f *fake) Reload(_ context.Context, by Caller, dry bool) (ReloadResult, err
 func (f *fake) Send(_ context.Context, by Caller, m SendRequest) error {
 	return f.note(by, "send %v", m)
 }
+func (f *fake) Pause(_ context.Context, by Caller, m PauseRequest) ([]Outcome, error) {
+	return f.out, f.note(by, "pause %v", m)
+}
+func (f *fake) Resume(_ context.Context, by Caller, w Which) ([]Outcome, error) {
+	return f.out, f.note(by, "resume %v", w)
+}
 func (f *fake) Shutdown(by Caller, keep bool) (ShutdownReply, func(), error) {
 	begin := func() { close(f.ended) }
 	if f.accept != nil {
@@ -198,7 +204,7 @@ func TestRoutes(t *testing.T) {
 		asked, reply                  string
 	}{
 		{"a status without clients has lists, not null", "GET", "/v1/status", "", 200, "",
-			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"counters":null},"clients":[],"groups":[{"name":"@g","clients":[]}],"peers":[{"names":[],"pid":null,"uid":null,"transport":"","protocol":0,"managed":false,"proof":"","stuck":false}]}`},
+			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"watchdog":null,"counters":null},"clients":[],"groups":[{"name":"@g","clients":[]}],"peers":[{"names":[],"pid":null,"uid":null,"transport":"","protocol":0,"managed":false,"proof":"","stuck":false}]}`},
 		{"names reach the backend with who asked", "POST", "/v1/stop", `{"names":["a","b"]}`, 200, "stop {[a b] false} by " + me, `{"v":1,"clients":[]}`},
 		{"all", "POST", "/v1/restart", `{"all":true}`, 200, "restart {[] true} by " + me, `{"v":1,"clients":[]}`},
 		{"start", "POST", "/v1/start", `{"names":["a"]}`, 200, "start {[a] false} by " + me, `{"v":1,"clients":[]}`},
@@ -209,7 +215,7 @@ func TestRoutes(t *testing.T) {
 		{"a dry run says so", "POST", "/v1/reload", `{"dry_run":true}`, 200, "reload true by " + me,
 			`{"v":1,"dry_run":true,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout"}],"problems":[]}`},
 		{"why has lists, not null", "GET", "/v1/why?name=gps", "", 200, "why gps by ?",
-			`{"v":1,"name":"gps","state":"backoff","ready":false,"now":"restarts at once","next_s":null,"waits_for":[],"deaths":[{"run":3,"pid":null,"reason":"unknown","code":null,"signal":null,"core":false,"detail":null,"errno":null,"at":"1970-01-01T00:00:00.000Z","ago_s":0,"uptime_s":0,"ready":false,"next":"","lines":[]}]}`},
+			`{"v":1,"name":"gps","state":"backoff","ready":false,"now":"restarts at once","next_s":null,"waits_for":[],"deaths":[{"run":3,"pid":null,"reason":"unknown","code":null,"signal":null,"core":false,"detail":null,"errno":null,"at":"1970-01-01T00:00:00.000Z","ago_s":0,"uptime_s":0,"ready":false,"next":"","lines":[]}],"evidence":null}`},
 		{"why of nobody", "GET", "/v1/why", "", 400, "", `{"error":"why: give one name","code":2}`},
 		{"why of two", "GET", "/v1/why?name=a&name=b", "", 400, "", `{"error":"why: give one name","code":2}`},
 		{"send", "POST", "/v1/send", `{"target":"a","source":"b","text":"hi"}`, 200, "send {a b hi} by " + me, `{"v":1}`},

@@ -74,6 +74,8 @@ func (s *Server) http(ctx context.Context) *http.Server {
 	mux.Handle("POST /v1/start", clients(s, Backend.Start))
 	mux.Handle("POST /v1/stop", clients(s, Backend.Stop))
 	mux.Handle("POST /v1/restart", clients(s, Backend.Restart))
+	mux.Handle("POST /v1/watchdog/resume", clients(s, Backend.Resume))
+	mux.Handle("POST /v1/watchdog/pause", acting(s, s.pause))
 	mux.Handle("POST /v1/reload", acting(s, s.reload))
 	mux.Handle("POST /v1/send", acting(s, s.send))
 	mux.Handle("POST /v1/shutdown", acting(s, s.shutdown))
@@ -226,6 +228,9 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	y.V, y.WaitsFor, y.Deaths = 1, list(y.WaitsFor), list(y.Deaths)
+	if y.Evidence != nil {
+		y.Evidence.Lines = list(y.Evidence.Lines)
+	}
 	for i := range y.Deaths {
 		y.Deaths[i].Lines = list(y.Deaths[i].Lines)
 	}
@@ -273,6 +278,14 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 			err = flush()
 		}
 	}
+}
+
+func (s *Server) pause(_ http.ResponseWriter, ctx context.Context, by Caller, m PauseRequest) (any, error) {
+	if len(m.Names) == 0 || m.Seconds <= 0 || m.Seconds > pauseMax.Seconds() {
+		return nil, Errorf(CodeUsage, "", `pause: give "names", and "for_s" above 0 and up to %.0f`, pauseMax.Seconds())
+	}
+	out, err := s.Backend.Pause(ctx, by, m)
+	return Outcomes{V: 1, Clients: list(out)}, err
 }
 
 func (s *Server) reload(w http.ResponseWriter, ctx context.Context, by Caller, m ReloadRequest) (any, error) {

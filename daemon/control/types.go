@@ -42,14 +42,34 @@ type GroupStatus struct {
 
 // DaemonStatus is zhxd itself.
 type DaemonStatus struct {
-	Version     string  `json:"version"`
-	PID         int     `json:"pid"`
-	Uptime      float64 `json:"uptime_s"`
-	Config      string  `json:"config"`
-	ConfigState string  `json:"config_state"` // ok | changed | invalid: the file on disk against what is loaded
-	ConfigError *string `json:"config_error"`
+	Version     string       `json:"version"`
+	PID         int          `json:"pid"`
+	Uptime      float64      `json:"uptime_s"`
+	Config      string       `json:"config"`
+	ConfigState string       `json:"config_state"` // ok | changed | invalid: the file on disk against what is loaded
+	ConfigError *string      `json:"config_error"`
+	Watchdog    *BoardStatus `json:"watchdog"`
 	// Counters is all that was lost or refused, by what it was, so that nothing is lost in silence.
 	Counters map[string]int64 `json:"counters"`
+}
+
+// BoardStatus is the watchdog of the board, which watches zhxd and the critical clients.
+type BoardStatus struct {
+	Mode      string       `json:"mode"`       // enforce | observe
+	Device    *string      `json:"device"`     // for people: which hardware watchdog, and whether it is fed; nil: none is configured
+	SafeMode  bool         `json:"safe_mode"`  // reboot_limit was reached: clients are started by hand only
+	LastReset *ResetStatus `json:"last_reset"` // nil: none is known of
+}
+
+// ResetStatus is a reboot by zhxd, or by the hardware watchdog.
+type ResetStatus struct {
+	Reason string  `json:"reason"` // for people
+	Client *string `json:"client"` // nil: for nobody's sake
+	Boot   string  `json:"boot"`   // boot id of the boot that it ended
+	Uptime float64 `json:"uptime_s"`
+	At     Stamp   `json:"at"`
+	Synced bool    `json:"clock_synced"` // else At may mean nothing
+	Count  int     `json:"count"`        // resets so far
 }
 
 // ClientStatus is one [client.NAME].
@@ -89,6 +109,41 @@ type WatchdogStatus struct {
 	Timeout   float64  `json:"timeout_s"`
 	Remaining *float64 `json:"remaining_s"` // nil: not armed
 	Lapses    int64    `json:"lapses"`      // of all runs
+
+	Traced    bool            `json:"traced"`       // a debugger is attached: the clock stands
+	PausedFor *float64        `json:"paused_for_s"` // nil: not paused by hand
+	Pause     *string         `json:"pause"`        // who paused it, and why
+	Misses    int64           `json:"misses"`       // feeds of this run that came after warn_after
+	Credited  float64         `json:"credited_s"`   // time that this run was given since the processors were busy
+	Interval  *IntervalStatus `json:"interval"`     // between the feeds of this run; nil: there was none
+	Margin    *float64        `json:"margin_s"`     // timeout_s less the longest of them
+	Hint      *string         `json:"hint"`         // for people: timeout_s is too tight, or too loose
+}
+
+// IntervalStatus is the distribution of the times between feeds, without those in which zhxd did not listen.
+type IntervalStatus struct {
+	Count int64   `json:"count"`
+	Min   float64 `json:"min_s"`
+	Mean  float64 `json:"mean_s"`
+	P99   float64 `json:"p99_s"` // at most an eighth too long
+	Max   float64 `json:"max_s"`
+}
+
+// Evidence is what a client was seen doing when it was about to be late.
+type Evidence struct {
+	Run     uint64   `json:"run"`
+	At      Stamp    `json:"at"`
+	Ago     float64  `json:"ago_s"`
+	By      string   `json:"by"`        // alive | startup | "FROM to TO": what it was late for
+	Silence float64  `json:"silence_s"` // by then
+	Lines   []string `json:"lines"`     // for people: processes, their threads, states, wait channels, system calls, stacks
+}
+
+// PauseRequest stops the watchdog's clock for clients, for a time. Seconds is > 0, at most 86400.
+type PauseRequest struct {
+	Names   []string `json:"names"`
+	Seconds float64  `json:"for_s"`
+	Reason  string   `json:"reason"`
 }
 
 // ExitStatus is how the last run ended.
@@ -114,6 +169,8 @@ type Why struct {
 	Next     *float64 `json:"next_s"`    // time until the next start; nil: none is planned
 	WaitsFor []string `json:"waits_for"` // as in ClientStatus
 	Deaths   []Death  `json:"deaths"`    // the newest first, at most 16
+	// Evidence is the last, of the run that lives or of one of Deaths; nil: none was late.
+	Evidence *Evidence `json:"evidence"`
 }
 
 // Death is the end of one run, or of the attempt at one.
@@ -279,6 +336,9 @@ type Backend interface {
 	// Reload answers an invalid file with an *Error of CodeUsage that holds all problems. dry says what it would do, and does not.
 	Reload(ctx context.Context, by Caller, dry bool) (ReloadResult, error)
 	Send(ctx context.Context, by Caller, m SendRequest) error
+	// Pause replaces a pause that there is. It holds over restarts of the client, not of zhxd. Resume ends it.
+	Pause(ctx context.Context, by Caller, m PauseRequest) ([]Outcome, error)
+	Resume(ctx context.Context, by Caller, w Which) ([]Outcome, error)
 	// Shutdown decides, and changes nothing yet. begin sets the end going, without waiting for it: the server calls it once, when
 	// the answer is on its way, also to an asker that is gone.
 	Shutdown(by Caller, keep bool) (answer ShutdownReply, begin func(), err error)

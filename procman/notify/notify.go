@@ -37,6 +37,8 @@ const (
 	DatagramMax = 4096
 	// StatusMax is the longest status text in bytes. A longer one is cut before the rune that passes it, and ends with "…".
 	StatusMax = 512
+	// CheckpointMax is the longest name of a checkpoint in bytes. A longer one is malformed.
+	CheckpointMax = 32
 	// pathMax is the longest path in bytes that sockaddr_un holds with a NUL at its end. A longer one is an error of Listen.
 	pathMax = 107
 )

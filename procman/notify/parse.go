@@ -27,6 +27,7 @@ type Message struct {
 	MainPID                    int            // > 0; as the sender claims: the caller looks whose that is; 0: not said
 	WatchdogTimeout            *time.Duration // WATCHDOG_USEC: 0 is off; nil: not said
 	ExtendTimeout              time.Duration  // EXTEND_TIMEOUT_USEC: > 0, from now; 0: not said
+	Checkpoint                 string         // X_ZHX_CHECKPOINT, zhx's own: 1 to CheckpointMax of A-Z a-z 0-9 _ -; "": not said
 
 	Malformed error // the first thing that was wrong; it names the variable. The rest is as good as if that had not been there; nil: nothing
 }
@@ -107,6 +108,8 @@ func (m *Message) set(name, value string) (known bool, err error) {
 		}
 	case "EXTEND_TIMEOUT_USEC":
 		m.ExtendTimeout, err = microseconds(value)
+	case "X_ZHX_CHECKPOINT":
+		m.Checkpoint, err = checkpoint(value)
 	default:
 		return false, nil
 	}
@@ -127,6 +130,14 @@ func pid(value string) (int, error) {
 		return 0, errors.New("not a process's number")
 	}
 	return int(n), nil
+}
+
+func checkpoint(value string) (string, error) {
+	strange := strings.Trim(value, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+	if value == "" || len(value) > CheckpointMax || strange != "" {
+		return "", errors.New("not a checkpoint's name")
+	}
+	return value, nil
 }
 
 // microseconds reads a time; systemd writes "for ever" as the highest number, and that is no time: 0.

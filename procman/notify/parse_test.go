@@ -36,6 +36,12 @@ func TestParse(t *testing.T) {
 		{"past infinity", "WATCHDOG_USEC=18446744073709551616", Message{}, `WATCHDOG_USEC="18446744073709551616": not a number of microseconds`},
 		{"negative", "WATCHDOG_USEC=-1", Message{}, `WATCHDOG_USEC="-1": not a number of microseconds`},
 		{"more time", "EXTEND_TIMEOUT_USEC=5000000", Message{ExtendTimeout: 5 * s}, ""},
+		{"a checkpoint", "X_ZHX_CHECKPOINT=main-loop_2\nWATCHDOG=1", Message{Checkpoint: "main-loop_2", Watchdog: true}, ""},
+		{"as long as its name may be", "X_ZHX_CHECKPOINT=" + strings.Repeat("x", CheckpointMax), Message{Checkpoint: strings.Repeat("x", CheckpointMax)}, ""},
+		{"longer than that", "X_ZHX_CHECKPOINT=" + strings.Repeat("x", CheckpointMax+1), Message{}, `X_ZHX_CHECKPOINT="` + strings.Repeat("x", CheckpointMax) + `": not a checkpoint's name`},
+		{"no name", "X_ZHX_CHECKPOINT=", Message{}, `X_ZHX_CHECKPOINT="": not a checkpoint's name`},
+		{"a blank within the name", "X_ZHX_CHECKPOINT=a b", Message{}, `X_ZHX_CHECKPOINT="a b": not a checkpoint's name`},
+		{"one at a time", "X_ZHX_CHECKPOINT=a\nX_ZHX_CHECKPOINT=b", Message{Checkpoint: "a"}, ""},
 		{"time is in digits", "EXTEND_TIMEOUT_USEC=5s", Message{}, `EXTEND_TIMEOUT_USEC="5s": not a number of microseconds`},
 		{"the real process", "MAINPID=4711", Message{MainPID: 4711}, ""},
 		{"no process has pid 0", "MAINPID=0", Message{}, `MAINPID="0": not a process's number`},
@@ -98,6 +104,7 @@ func FuzzNotify(f *testing.F) {
 	for _, s := range []string{
 		"READY=1\nSTATUS=up\n", "BARRIER=1", "BARRIER=1\nREADY=1", "WATCHDOG=trigger\nWATCHDOG_USEC=18446744073709551615", "MAINPID=1\x00",
 		"STOPPING=1\nRELOADING=1\nMONOTONIC_USEC=1\nERRNO=2\nEXTEND_TIMEOUT_USEC=9", "STATUS=\xff\x1b\u202e", "X_Y=1\rFDSTORE=1", "\n",
+		"X_ZHX_CHECKPOINT=main\nWATCHDOG=1", "X_ZHX_CHECKPOINT=ü",
 	} {
 		f.Add([]byte(s))
 	}
@@ -113,6 +120,8 @@ func FuzzNotify(f *testing.F) {
 			t.Fatalf("a datagram says who sent it: %+v", m)
 		case m.ExtendTimeout < 0 || m.MainPID < 0 || m.WatchdogTimeout != nil && *m.WatchdogTimeout < 0:
 			t.Fatalf("out of range: %+v", m)
+		case len(m.Checkpoint) > CheckpointMax || strings.ContainsFunc(m.Checkpoint, func(r rune) bool { return r > 'z' || r <= ' ' || strings.ContainsRune("=\"'\\.,/", r) }):
+			t.Fatalf("not a checkpoint's name: %q", m.Checkpoint)
 		case m.Watchdog && m.Trigger:
 			t.Fatalf("both a feed and an alarm: %+v", m)
 		case m.Barrier && !cmp.Equal(m, Message{UID: -1, Barrier: true}):

@@ -30,6 +30,7 @@ type Stat struct {
 	Threads              int
 	UID                  int  // effective
 	noEnviron            bool // its environment is there, and empty
+	forked               bool // it has not executed a program yet
 }
 
 // Living reports whether anything of the process still runs. (A process whose first thread ended alone shows Z, and lives.)
@@ -65,6 +66,8 @@ func ReadStat(pid int) (Stat, error) {
 	return s, nil
 }
 
+const forkNoExec = 0x40 // PF_FORKNOEXEC of linux/sched.h
+
 // parseStat reads one line of /proc/PID/stat. The name ends at the last ')': it may contain anything.
 func parseStat(b []byte) (s Stat, ok bool) {
 	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
@@ -84,6 +87,7 @@ func parseStat(b []byte) (s Stat, ok bool) {
 	}
 	s.PPID, s.PGID, s.SID, s.TTY = int(field(4)), int(field(5)), int(field(6)), int(field(7))
 	s.Threads, s.Start = int(field(20)), uint64(field(22))
+	s.forked = field(9)&forkNoExec != 0
 	// Where the environment lies; 0 inside exec, in a process that is ending, and where we may not look.
 	s.noEnviron = field(50) != 0 && field(50) == field(51)
 	return s, true

@@ -32,7 +32,6 @@ type Kernel struct {
 	// Immutable:
 	log     *slog.Logger
 	null    *os.File
-	comm    string // our own name
 	pidfd   bool
 	proc    *os.File // /proc
 	list    *os.File // the children of our first thread; nil without CONFIG_PROC_CHILDREN
@@ -72,7 +71,7 @@ func Open(o Options, log *slog.Logger) (*Kernel, error) {
 		return nil, fmt.Errorf("open the kernel: /proc is needed: %w", err)
 	}
 	k := &Kernel{
-		log: log, comm: self.Comm, pidfd: !o.NoPidfd && probePidfd(), signals: make(chan os.Signal, 1),
+		log: log, pidfd: !o.NoPidfd && probePidfd(), signals: make(chan os.Signal, 1),
 		closed: make(chan struct{}), adopted: map[ID]*Child{},
 		children: map[int]*Child{}, orphans: map[int]*orphan{}, trees: map[*Tree]struct{}{}, changed: make(chan struct{}),
 	}

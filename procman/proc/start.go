@@ -113,7 +113,7 @@ func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
 	group := c.Tree.cgroup
 	if group != nil && group.into {
 		sys.UseCgroupFD, sys.CgroupFD = true, int(group.dir.Fd())
-		if pid, err = syscall.ForkExec(c.Path, c.Argv, attr); err == nil && !k.stillborn(pid, c.Path) {
+		if pid, err = syscall.ForkExec(c.Path, c.Argv, attr); err == nil && !stillborn(pid) {
 			return pid, pidfd, nil
 		}
 		if err == nil { // somebody else wrote into this cgroup.kill before (see cgroup.kill)
@@ -138,10 +138,10 @@ func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
 	return pid, pidfd, nil
 }
 
-// stillborn reports whether a child was killed before it executed: it still has our name. ForkExec takes its end for success.
-func (k *Kernel) stillborn(pid int, path string) bool {
+// stillborn reports whether a child was killed before it executed. ForkExec takes its end for success.
+func stillborn(pid int) bool {
 	s, err := ReadStat(pid)
-	return err == nil && s.Comm == k.comm && s.Comm != comm(path)
+	return err == nil && s.forked
 }
 
 // explain says which of fork's many steps an errno came from, as far as it can be told.

@@ -1,0 +1,271 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	sdaemon "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"zhx/daemon/control"
+	"zhx/procman/proc"
+)
+
+// A client that arms and never feeds, with a short timeout.
+func lazy(t *testing.T, keys string) string {
+	return fmt.Sprintf("[client.lazy]\ncommand = [%q, \"role-lazy\", \"\"]\nwatchdog_timeout = \"300ms\"\n%s", exe(t), keys)
+}
+
+func (r *running) armed(name string) func() bool {
+	return func() bool { c := r.client(name); return c != nil && c.Watchdog != nil && c.Watchdog.Armed }
+}
+
+// A pause holds off the verdict, is shown with its reason, ends by itself, and holds for the next run, too.
+func TestPause(t *testing.T) {
+	z := serve(t, lazy(t, "autostart = false\n"))
+	pause := control.PauseRequest{Names: []string{"lazy"}, Seconds: 1, Reason: "gdb"}
+	out, err := z.Pause(context.Background(), pause)
+	if err != nil || len(out.Clients) != 1 || out.Clients[0].Text != "watchdog paused for 1s" {
+		t.Fatalf("%+v %v", out, err)
+	}
+	began := time.Now()
+	if _, err := z.Start(context.Background(), control.Which{Names: []string{"lazy"}}); err != nil {
+		t.Fatal(err)
+	}
+	z.until("it is armed", z.armed("lazy"))
+	w := z.client("lazy").Watchdog
+	if !w.Paused || w.PausedFor == nil || *w.PausedFor > 1 || w.Pause == nil || !strings.HasSuffix(*w.Pause, ": gdb") {
+		t.Errorf("status shows %+v", w)
+	}
+	z.logged("[lazy] warn: killed by the watchdog (run=1")
+	if d := time.Since(began); d < 1300*time.Millisecond {
+		t.Errorf("killed %v after a pause of 1s began, its timeout being 300ms", d)
+	}
+	if w := z.client("lazy").Watchdog; w.Paused {
+		t.Errorf("it does not end: %+v", w)
+	}
+
+	pause.Seconds = 3600
+	if _, err := z.Pause(context.Background(), pause); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Resume(context.Background(), control.Which{Names: []string{"lazy"}}); err != nil {
+		t.Fatal(err)
+	}
+	lapses := z.client("lazy").Watchdog.Lapses
+	z.until("it is judged again after a resume", func() bool { return z.client("lazy").Watchdog.Lapses > lapses })
+
+	for _, bad := range []control.PauseRequest{{Names: []string{"nobody"}, Seconds: 1}, {Seconds: 1}, {Names: []string{"lazy"}}, {Names: []string{"lazy"}, Seconds: 1e6}} {
+		if _, err := z.Pause(context.Background(), bad); err == nil {
+			t.Errorf("%+v is taken", bad)
+		}
+	}
+}
+
+// mode = "observe" tells what would be done, once for each silence, and does nothing; also to what is frozen.
+func TestObserve(t *testing.T) {
+	z := serve(t, "[watchdog]\nmode = \"observe\"\n"+lazy(t, ""))
+	z.until("it has lapsed twice", func() bool { return z.client("lazy").Watchdog.Lapses >= 2 })
+	pid := z.pid("lazy")
+	unix.Kill(pid, unix.SIGSTOP)
+	z.until("it has lapsed four times", func() bool { return z.client("lazy").Watchdog.Lapses >= 4 })
+	if c := z.client("lazy"); *c.Run != 1 || c.LastExit != nil || z.pid("lazy") != pid {
+		t.Errorf("%+v", c)
+	}
+	if n := strings.Count(z.log.String(), `next="nothing: mode`) + strings.Count(z.log.String(), `-> nothing: mode`); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	z.edit("[watchdog]\nmode = \"enforce\"\n" + lazy(t, ""))
+	z.logged("[lazy] warn: killed")
+}
+
+// roleLoop feeds from a thread of its own for ever, while its main loop goes round ten times and hangs then.
+func roleLoop() {
+	go func() {
+		for range time.Tick(20 * time.Millisecond) {
+			sdaemon.SdNotify(false, "WATCHDOG=1")
+		}
+	}()
+	for range 10 {
+		sdaemon.SdNotify(false, "X_ZHX_CHECKPOINT=loop")
+		time.Sleep(10 * time.Millisecond) // its work
+	}
+	select {}
+}
+
+// A feeder thread beside a dead main loop is caught by its checkpoints, and by nothing else.
+func TestDeadline(t *testing.T) {
+	z := serve(t, fmt.Sprintf("[client.loop]\ncommand = [%q, \"role-loop\"]\ndeadlines = [{ from = \"loop\", to = \"loop\", within = \"500ms\" }]\n", exe(t)))
+	z.logged(`why="checkpoint loop to loop took longer than 500ms"`)
+	z.until("it runs again", func() bool { return *z.client("loop").Run >= 2 })
+	if d := z.client("loop").LastExit.Detail; !strings.HasPrefix(*d, "checkpoint loop to loop took longer than 500ms") {
+		t.Error(*d)
+	}
+}
+
+// roleDoor listens at a path and by HTTP, and says where; at SIGUSR1 it answers nobody any more.
+func roleDoor(path string) {
+	ln, _ := net.Listen("unix", path)
+	tcp, _ := net.Listen("tcp", "127.0.0.1:0")
+	fmt.Println("at", tcp.Addr())
+	onUSR1 := make(chan struct{})
+	go http.Serve(tcp, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-onUSR1:
+			<-r.Context().Done()
+		default:
+		}
+	}))
+	unix.Pause() // SIGUSR1 ends it, as nobody handles it: that is an end, too
+	_ = ln
+}
+
+// A client that cannot feed is asked: each kind of probe arms and feeds, and one that fails is a lapse.
+func TestProbe(t *testing.T) {
+	dir := t.TempDir()
+	door := filepath.Join(dir, "door")
+	keys := func(probe string) string {
+		return fmt.Sprintf("[client.door]\ncommand = [%q, \"role-door\", %q]\nwatchdog_timeout = \"600ms\"\nprobe = %s\n", exe(t), door, probe)
+	}
+	z := serve(t, keys("{}"))
+	var address string
+	z.until("it listens", func() bool {
+		_, after, ok := strings.Cut(z.log.String(), "| at ")
+		address, _, _ = strings.Cut(after, "\n")
+		return ok
+	})
+	if z.client("door").Watchdog.Armed {
+		t.Fatal("it is armed without a probe")
+	}
+	pid := z.pid("door")
+	for _, probe := range []string{
+		fmt.Sprintf("{ unix = %q, interval = \"50ms\" }", door),
+		fmt.Sprintf("{ tcp = %q, interval = \"50ms\" }", address),
+		fmt.Sprintf("{ http = \"http://%s/\", interval = \"50ms\" }", address),
+		fmt.Sprintf("{ exec = [\"test\", \"-S\", %q], interval = \"50ms\" }", door),
+	} {
+		var before int64
+		if i := z.client("door").Watchdog.Interval; i != nil {
+			before = i.Count
+		}
+		z.edit(keys(probe))
+		z.until("it is fed by "+probe, func() bool {
+			i := z.client("door").Watchdog.Interval
+			return i != nil && i.Count > before+5
+		})
+		if z.pid("door") != pid {
+			t.Fatalf("it was restarted with %s", probe)
+		}
+	}
+	z.edit(keys("{ exec = [\"false\"], interval = \"50ms\" }"))
+	z.logged("probe failed")
+	z.logged("[door] warn: killed by the watchdog")
+}
+
+// What a late client was doing is kept: a sleeping one's wait, a spinning one's state and processor time.
+func TestEvidence(t *testing.T) {
+	z := serve(t, lazy(t, "")+fmt.Sprintf("[client.spin]\ncommand = [%q, \"role-spin\"]\nwatchdog_timeout = \"600ms\"\n", exe(t)))
+	for name, want := range map[string]string{"lazy": "pause", "spin": " R "} {
+		var y control.Why
+		z.until(name+" has a death with evidence", func() bool {
+			var err error
+			if y, err = z.Why(context.Background(), name); err != nil {
+				t.Fatal(err)
+			}
+			return y.Evidence != nil && slices.ContainsFunc(y.Deaths, func(d control.Death) bool { return d.Run == y.Evidence.Run })
+		})
+		text := strings.Join(y.Evidence.Lines, "\n")
+		if y.Evidence.By != "alive" || y.Evidence.Silence <= 0 || !strings.Contains(text, want) && !strings.Contains(text, "S") {
+			t.Errorf("%s: %+v", name, y.Evidence)
+		}
+		t.Logf("%s:\n%s", name, text)
+		if name == "spin" && !strings.Contains(text, " R ") {
+			t.Errorf("a spinning client is not seen running:\n%s", text)
+		}
+	}
+	z.logged("[lazy] warn: late (")
+}
+
+// A debugger holds a client for three timeouts: nobody is killed. When it has left, the client has a whole timeout.
+func TestTraced(t *testing.T) {
+	z := serve(t, lazy(t, ""))
+	z.until("it is armed", z.armed("lazy"))
+	runtime.LockOSThread() // ptrace is a matter of threads
+	defer runtime.UnlockOSThread()
+	var pid, run = 0, uint64(0)
+	z.until("it is attached to", func() bool {
+		c := z.client("lazy")
+		if c.PID == nil || !c.Watchdog.Armed {
+			return false
+		}
+		pid, run = *c.PID, *c.Run
+		err := unix.PtraceSeize(pid)
+		if err == unix.EPERM {
+			t.Skip("ptrace is not permitted")
+		}
+		return err == nil && unix.PtraceInterrupt(pid) == nil
+	})
+	// Not by wait(2): here the debugger is zhxd's own process, which may have waited already.
+	z.until("it is stopped", func() bool {
+		st, err := proc.ReadStat(pid)
+		return err == nil && st.State == 't'
+	})
+	z.until("status shows it", func() bool { return z.client("lazy").Watchdog.Traced })
+	<-time.After(900 * time.Millisecond) // three timeouts: what is tested is time
+	if c := z.client("lazy"); *c.Run != run || c.Watchdog.Lapses != int64(run-1) {
+		t.Errorf("%+v %+v", c, c.Watchdog)
+	}
+	left := time.Now()
+	if err := unix.PtraceDetach(pid); err != nil {
+		t.Fatal(err)
+	}
+	z.logged(fmt.Sprintf("[lazy] warn: killed by the watchdog (run=%d", run))
+	if d := time.Since(left); d < 300*time.Millisecond {
+		t.Errorf("killed %v after the debugger left", d)
+	}
+}
+
+// In state T without a debugger a client is killed.
+func TestStoppedWithoutTracer(t *testing.T) {
+	z := serve(t, fmt.Sprintf("[client.fed]\ncommand = [%q, \"role-talker\"]\nwatchdog_timeout = \"500ms\"\n", exe(t)))
+	z.until("it is armed", z.armed("fed"))
+	unix.Kill(z.pid("fed"), unix.SIGSTOP)
+	z.logged("[fed] warn: killed")
+}
+
+// A required client has startup_timeout to its first feed, and asks for more by sd_notify.
+func TestStartup(t *testing.T) {
+	for role, least := range map[string]time.Duration{"role-sleeper": 700 * time.Millisecond, "role-slow": 1500 * time.Millisecond} {
+		z := serve(t, fmt.Sprintf("[client.slow]\ncommand = [%q, %q]\nwatchdog = \"required\"\nwatchdog_timeout = \"100ms\"\nstartup_timeout = \"700ms\"\n", exe(t), role))
+		began := time.Now()
+		z.logged("[slow] warn: killed by the watchdog (run=1")
+		if d := time.Since(began); d < least-100*time.Millisecond { // it began before it was known to
+			t.Errorf("%s: killed after %v", role, d)
+		}
+		z.logged(`why="no first feed for `)
+		z.stop()
+	}
+}
+
+// At warn_after a client is looked at, and gets its warn_signal.
+func TestHalfTime(t *testing.T) {
+	z := serve(t, fmt.Sprintf("[client.warned]\ncommand = [%q, \"role-warned\"]\nwatchdog_timeout = \"10s\"\nwarn_after = \"100ms\"\nwarn_signal = \"SIGUSR1\"\n", exe(t)))
+	z.logged("[warned] | user defined signal 1")
+	z.until("it was looked at", func() bool {
+		y, err := z.Why(context.Background(), "warned")
+		return err == nil && y.Evidence != nil && y.Evidence.Silence < 5
+	})
+	if w := z.client("warned").Watchdog; w.Lapses != 0 {
+		t.Errorf("%+v", w)
+	}
+	z.edit(fmt.Sprintf("[client.warned]\ncommand = [%q, \"role-warned\"]\nwatchdog_timeout = \"10s\"\nwarn_after = \"9s\"\nwarn_signal = \"SIGUSR1\"\n", exe(t)))
+	z.logged("changed=warn_after")
+}
