@@ -197,6 +197,29 @@ watchdog_timeout = "500ms"
 	t.Logf("%d sent, feeds %+v", c.Messages.Sent, *c.Watchdog.Interval)
 }
 
+// A run says once how long it may be silent; that holds under the next zhxd, too.
+func TestAdoptedTimeout(t *testing.T) {
+	dir := t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := write(t, "clients.toml", fmt.Sprintf("[daemon]\nrun_dir = %q\ntcp = \"\"\nprototype_presence = false\n[client.patient]\ncommand = [%q, %q]\nwatchdog_timeout = \"2s\"\n",
+		dir+"/run", exe, patientArg))
+	sock := dir + "/run/control.sock"
+	asked := func() bool { w := client(t, sock, "patient").Watchdog; return w.Armed && w.Timeout == 60 }
+	p := startZhxd(t, "--config", conf)
+	p.await(0, 30*time.Second, `\[zhxd\] ready \(`)
+	until(t, "its own timeout holds", asked)
+	p.Process.Kill()
+	<-p.ended
+	p = startZhxd(t, "--config", conf)
+	p.await(0, 30*time.Second, `\[patient\] adopted `, `\[zhxd\] ready \(`)
+	if !asked() {
+		t.Errorf("adopted: %+v", client(t, sock, "patient").Watchdog)
+	}
+}
+
 // slowReader takes a message each 20 ms, and nothing ahead of that.
 func slowReader() {
 	c, err := net.Dial("unix", os.Getenv("ZHX_SOCKET"))
@@ -368,11 +391,12 @@ func TestFeeders(t *testing.T) {
 
 // The clients of these stories, by their first argument.
 const (
-	feederArg = "role-feeder"
-	slowArg   = "role-slow"
-	eagerArg  = "role-eager"
-	burnerArg = "role-burner"
-	timerArg  = "role-timer"
+	feederArg  = "role-feeder"
+	slowArg    = "role-slow"
+	patientArg = "role-patient"
+	eagerArg   = "role-eager"
+	burnerArg  = "role-burner"
+	timerArg   = "role-timer"
 )
 
 // play is the part of a client, if args name one; then it does not return.
@@ -381,6 +405,13 @@ func play(args []string) {
 	case feederArg:
 		interval, _ := time.ParseDuration(args[1])
 		feeder(interval)
+	case patientArg:
+		c, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+		if err == nil {
+			_, err = c.Write([]byte("WATCHDOG_USEC=60000000\nWATCHDOG=1"))
+		}
+		fmt.Println(err)
+		select {}
 	case slowArg:
 		slowReader()
 	case eagerArg:

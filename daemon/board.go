@@ -53,6 +53,8 @@ type board struct {
 	silent  bool                 // a part does not answer; told
 	calling chan struct{}        // the roll call under way; closed when all have answered
 
+	attending sync.Once // starts attend, which then has down: there is no heart
+
 	record atomic.Pointer[hardware.Record] // nil: not read yet
 
 	mu   sync.Mutex // there is one decision on a reboot at a time, which may take as long as the disk does
@@ -67,7 +69,11 @@ func (d *Daemon) openBoard(c *config.Config) *board {
 	}
 	critical := slices.ContainsFunc(c.Clients, func(c config.Client) bool { return c.Critical })
 	if _, err := os.Stat(c.Daemon.StateDir); critical || c.Watchdog.Device != "" || err == nil && c.Daemon.StateDir != c.Daemon.RunDir {
-		b.load(c.Daemon.StateDir)
+		limit := c.Watchdog.RebootLimit
+		if n := b.load(c.Daemon.StateDir); limit > 0 && n >= limit {
+			b.safe = true
+			d.log.Error("safe mode", "resets", n, "limit", limit, "next", "clients are started by hand only: zhxctl start NAME")
+		}
 	}
 	b.open(c.Watchdog.Device)
 	if last, ok := b.last(); ok {
@@ -94,19 +100,15 @@ func (d *Daemon) openBoard(c *config.Config) *board {
 	return b
 }
 
-// load reads the record of resets, and decides on safe mode. A broken record is no reason for that, but for no reboot.
-func (b *board) load(dir string) {
+// load reads the record of resets, and tells how many were recent. A broken record tells of none, and there is no reboot.
+func (b *board) load(dir string) int {
 	record, err := hardware.Load(dir, proc.BootID(), uptime)
 	b.record.Store(record)
 	if err != nil {
 		b.d.log.Error("record of resets", "err", err, "next", "no reboot by zhxd within the first hour")
-		return
+		return 0
 	}
-	limit := b.d.config().Watchdog.RebootLimit
-	if n := record.Recent(rebootHour); limit > 0 && n >= limit {
-		b.safe = true
-		b.d.log.Error("safe mode", "resets", n, "limit", limit, "next", "clients are started by hand only: zhxctl start NAME")
-	}
+	return record.Recent(rebootHour)
 }
 
 func (b *board) open(path string) {
@@ -166,7 +168,7 @@ func (b *board) heart(ctx context.Context) {
 		}
 		b.fed = time.Now()
 		if b.init {
-			sdaemon.SdNotify(false, sdaemon.SdNotifyWatchdog)
+			notifyOuter(sdaemon.SdNotifyWatchdog)
 		}
 		if name, why := b.unwell(); name != "" && b.d.reboot(name, 0, why) {
 			continue // the device is left alone from now on
@@ -175,6 +177,21 @@ func (b *board) heart(ctx context.Context) {
 			if err := b.dog.Feed(); err != nil {
 				b.d.log.Error("hardware watchdog not fed", "err", err, "next", "it may reset the board")
 			}
+		}
+	}
+}
+
+// attend is what is left of the heart's work where nobody is fed, as when an edit makes the first client critical.
+func (b *board) attend(ctx context.Context) {
+	for tick := time.NewTicker(deviceTimeout / 3); ; {
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+		}
+		if name, why := b.unwell(); name != "" {
+			b.d.reboot(name, 0, why)
 		}
 	}
 }
@@ -223,18 +240,19 @@ func (b *board) rollCall(ctx context.Context, done chan struct{}) {
 	close(done)
 }
 
-// unwell names a critical client that cannot be kept alive, and why; "": all is well, or may yet become so.
+// unwell names a critical client that cannot be kept alive, and why; "": all is well, or may yet become so. Who waits for a client
+// that was stopped by hand is as well as if it had been stopped itself.
 func (b *board) unwell() (name, why string) {
-	critical := map[string]bool{}
+	critical, all := map[string]bool{}, b.d.procs.Status()
 	for _, c := range b.d.config().Clients {
 		critical[c.Name] = c.Critical
 	}
-	for _, st := range b.d.procs.Status() {
+	for _, st := range all {
 		if !critical[st.Name] {
 			continue
 		}
 		switch {
-		case !st.Wanted, st.State == procman.Running, st.State == procman.Exited:
+		case !st.Wanted, byHand(all, st), st.State == procman.Running, st.State == procman.Exited:
 			delete(b.down, st.Name)
 			continue
 		case st.State == procman.Unkillable:
@@ -248,6 +266,13 @@ func (b *board) unwell() (name, why string) {
 		}
 	}
 	return "", ""
+}
+
+// byHand tells whether a client is stopped by hand, or waits for one that is.
+func byHand(all []procman.Status, st procman.Status) bool {
+	return st.StoppedBy != "" || slices.ContainsFunc(all, func(on procman.Status) bool {
+		return slices.Contains(st.WaitsFor, on.Name) && byHand(all, on)
+	})
 }
 
 // GaveUp implements procman.Events: a client has reached its start_limit.
@@ -284,16 +309,19 @@ func (d *Daemon) reboot(name string, run uint64, why string) bool {
 	} else if err := b.record.Load().Write(hardware.Reset{Reason: why, Client: name, Run: run}); err != nil {
 		next = "no reboot, since it could not be recorded: " + err.Error()
 	}
-	if next == "" {
+	reboots := next == ""
+	if reboots {
 		next = "clients stop, then the board reboots"
 		d.rebooting.Store(&why)
-		d.end()
 	}
-	if text := why + next; text != b.told {
+	if text := name + next; text != b.told { // not by why, in which time goes by
 		b.told = text
 		d.log.Error("critical client lost", "client", name, "why", why, "next", next)
 	}
-	return d.rebooting.Load() != nil
+	if reboots {
+		d.end() // after it is told: the log ends, too
+	}
+	return reboots
 }
 
 // restart is the last that zhxd does before a reboot.

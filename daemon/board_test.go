@@ -18,6 +18,7 @@ import (
 
 	"zhx/daemon/config"
 	"zhx/daemon/control"
+	"zhx/procman"
 	"zhx/procman/proc"
 	"zhx/watchdog/hardware"
 )
@@ -197,6 +198,17 @@ func TestNotCritical(t *testing.T) {
 	}
 }
 
+// Who stops a client by hand does not want a reboot for those that wait for it.
+func TestByHand(t *testing.T) {
+	all := []procman.Status{{Name: "db", StoppedBy: "me"}, {Name: "app", WaitsFor: []string{"net", "db"}}, {Name: "ui", WaitsFor: []string{"app"}},
+		{Name: "net", WaitsFor: []string{"slow"}}, {Name: "slow"}}
+	for i, want := range []bool{true, true, true, false, false} {
+		if byHand(all, all[i]) != want {
+			t.Errorf("%s: want %v", all[i].Name, want)
+		}
+	}
+}
+
 // Without a record there is no reboot: nobody could tell how many there were.
 func TestUnrecorded(t *testing.T) {
 	dir := lasting(t)
@@ -242,7 +254,7 @@ func TestHeart(t *testing.T) {
 	log := &buffer{}
 	out := NewLog(log)
 	defer out.Close()
-	d := &Daemon{log: out.Logger(), ending: ctx.Done()}
+	d := &Daemon{log: out.Logger(), ending: make(chan struct{})} // else a roll call goes on with the other parts, which it has not
 	d.loaded.Store(&config.Config{})
 	b := &board{d: d, beat: 20 * time.Millisecond, init: true, dog: dog, passes: make(chan struct{}, 1), rolls: make(chan chan struct{}), down: map[string]time.Time{}}
 	d.board = b

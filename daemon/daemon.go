@@ -232,12 +232,12 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 			d.log.Warn("the start takes too long", "limit", startMax, "err", err, "next", "ready without them; it goes on")
 		}
 		d.log.Info("ready", "socket", conf.Daemon.Socket, "tcp", listeners.tcp, "next", "zhxctl --control "+conf.Daemon.Control+" status")
-		sdaemon.SdNotify(false, sdaemon.SdNotifyReady)
+		notifyOuter(sdaemon.SdNotifyReady)
 		debug.FreeOSMemory() // a start leaves garbage that would stay for as long as nothing happens
 	})
 	d.loop(ctx)
 
-	sdaemon.SdNotify(false, sdaemon.SdNotifyStopping)
+	notifyOuter(sdaemon.SdNotifyStopping)
 	if d.keep.Load() {
 		d.log.Info("zhxd ends", "next", "clients go on; the next zhxd adopts them")
 		err = d.procs.Leave(stopping)
@@ -340,7 +340,7 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 	if c == nil {
 		return // removed from the configuration while it was about to start
 	}
-	s := &session{id: watchdog.ID{Name: name, Run: number}, client: c, tree: t, unfed: &d.unfed, targets: targets{}, unprobe: func() {}}
+	s := &session{id: watchdog.ID{Name: name, Run: number}, began: time.Now(), client: c, tree: t, unfed: &d.unfed, targets: targets{}, unprobe: func() {}}
 	s.note = func(armed bool) {
 		if armed {
 			go d.procs.Armed(name, number)

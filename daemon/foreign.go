@@ -59,6 +59,7 @@ type foreign struct {
 	missing string  // why not
 	dog     *watchdog.Dog
 	run     watchdog.ID
+	told    int64 // of a lapse in mode "observe": the feeds before it, and 1; the judge's
 }
 
 // foreignDog is the armed dog of a name, if it is of this visitor's user: a process may feed by another connection, or
@@ -123,12 +124,17 @@ func (d *Daemon) forget(name string, run *watchdog.ID) *foreign {
 }
 
 func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
+	sig := unix.SIGKILL
 	if d.observes() {
-		if f := d.foreignRun(l.ID); f != nil {
-			d.log.Warn("lapse of a foreign client", "client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "next", `nothing: mode = "observe"`)
+		sig = 0 // only looks whether it lives
+		if f := d.foreignRun(l.ID); f != nil && killForeign(f.id, sig) == nil {
+			if n := f.dog.Status().Feeds + 1; n != f.told {
+				f.told = n
+				d.log.Warn("lapse of a foreign client", "client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "next", `nothing: mode = "observe"`)
+			}
 			f.dog.Arm()
+			return
 		}
-		return
 	}
 	f := d.forget(l.Name, &l.ID)
 	if f == nil {
@@ -139,7 +145,7 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 		log.Warn("lapse of a foreign client", "next", "not killed: "+f.missing+"; its dog is removed")
 		return
 	}
-	switch err := killForeign(f.id); {
+	switch err := killForeign(f.id, sig); {
 	case err == nil:
 		log.Warn("lapse of a foreign client", "next", "killed; zhx did not start it and does not restart it")
 	case errors.Is(err, proc.ErrGone):
@@ -150,9 +156,9 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 }
 
 // killForeign signals only what is proved to be the process that armed, and never zhxd or init.
-func killForeign(id proc.ID) error {
+func killForeign(id proc.ID, sig unix.Signal) error {
 	if id.PID <= 1 || id.PID == os.Getpid() {
 		return fmt.Errorf("process %d is zhxd itself or init", id.PID)
 	}
-	return proc.SignalVerified(id, unix.SIGKILL)
+	return proc.SignalVerified(id, sig)
 }

@@ -32,6 +32,7 @@ const (
 	keeperStable   = 10 * time.Second       // a zhxd that lived this long begins a new row
 	keeperHandover = time.Second            // for another keeper of the same run directory to end; then this one gives up
 	noteMax        = 4 << 10                // bytes of one notification; the rest is cut, as systemd does
+	noteWait       = time.Second            // for whoever gets it to take one; then it is lost
 
 	// zhxd is hung when it notifies of nothing for so long. It must wake three times in that, and a board on which nothing
 	// happens is not to be woken more often.
@@ -256,8 +257,20 @@ func (k *keeper) hear(socket *net.UnixConn) {
 		case k.heard <- struct{}{}:
 		default: // so it is told already
 		}
-		_, _ = sdaemon.SdNotify(false, note) // zhxctl waits for the first one only
+		notifyOuter(note) // zhxctl waits for the first one only
 	}
+}
+
+// notifyOuter is sd_notify(3), but does not wait for ever: if whoever watches this process is stopped, its socket is full soon, and
+// clients and hardware are to be looked after all the same.
+func notifyOuter(note string) {
+	conn, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		return // nobody watches
+	}
+	defer conn.Close()
+	_ = conn.SetWriteDeadline(time.Now().Add(noteWait))
+	_, _ = conn.Write([]byte(note))
 }
 
 // toLog makes the log file, which zhxd rotates, stderr: until now it was whoever started the keeper that read it, from now on

@@ -394,3 +394,25 @@ func TestKeeperStderr(t *testing.T) {
 		t.Errorf("the log has %q, %v", text, err)
 	}
 }
+
+// Who is watched by somebody that is stopped waits for him a moment only.
+func TestNotifyOuter(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "n")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	notifyOuter("nobody")
+	t.Setenv("NOTIFY_SOCKET", path)
+	notifyOuter("READY=1")
+	buf := make([]byte, 100)
+	if n, err := socket.Read(buf); err != nil || string(buf[:n]) != "READY=1" {
+		t.Fatalf("%q, %v", buf[:n], err)
+	}
+	for took := time.Duration(0); took < noteWait; { // as many as the kernel takes (net.unix.max_dgram_qlen) go at once
+		began := time.Now()
+		notifyOuter("WATCHDOG=1")
+		took = time.Since(began)
+	}
+}

@@ -55,6 +55,7 @@ func (c *client) run() *session {
 type session struct {
 	// Immutable:
 	id     watchdog.ID
+	began  time.Time
 	client *client
 	tree   *proc.Tree
 	unfed  *atomic.Int64    // counts feeds of a dog that is not armed
@@ -67,6 +68,8 @@ type session struct {
 
 	mu      sync.Mutex // guards what follows
 	dog     *watchdog.Dog
+	timeout time.Duration // as configured last
+	asked   time.Duration // by the run, instead of that: WATCHDOG_USEC; 0: it did not ask
 	targets targets
 	sched   *proc.Sched // at the last half time
 	looked  time.Time   // when evidence was taken last
@@ -114,18 +117,35 @@ func (s *session) theDog() *watchdog.Dog {
 	return s.dog
 }
 
-// configure applies what can change while the run lives: the watchdog's mode and rules.
+// configure applies what can change while the run lives: the watchdog's mode and rules. What the run asked for stays until
+// somebody changes just that. client.mu is held.
 func (s *session) configure(d *Daemon, c config.Client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	mode := modeOf(c.Watchdog)
+	mode, rules := modeOf(c.Watchdog), c.Rules()
+	if mode != modeOff && rules.Timeout != s.timeout {
+		s.timeout, s.asked = rules.Timeout, 0
+	}
+	if s.asked > 0 {
+		rules.Timeout = s.asked
+	}
 	switch old := s.mode.Swap(mode); {
-	case mode == modeOff && old != modeOff:
+	case mode == modeOff:
 		s.dog.Retire()
-	case mode != modeOff && old == modeOff:
-		s.dog = d.watch.Dog(s.id, c.Rules())
+	case old == modeOff, old == modeRequired && mode == modeAuto && !s.armed.Load() && s.dog.Status().Feeds == 0:
+		s.dog.Retire() // its first feed is not required any more
+		s.dog = d.watch.Dog(s.id, rules)
+		if p := s.client.pause; p != nil && time.Until(p.until) > 0 {
+			s.dog.Pause(time.Until(p.until))
+		}
+		if s.armed.Load() {
+			s.dog.Arm()
+		}
 	default:
-		s.dog.SetRules(c.Rules())
+		s.dog.SetRules(rules)
+	}
+	if c.Critical && d.board.beat == 0 {
+		d.board.attending.Do(func() { d.probes.Go(func() { d.board.attend(d.serving) }) })
 	}
 	if mode == modeRequired && !s.dog.Status().Armed {
 		s.dog.Require()
@@ -176,10 +196,8 @@ func (c *claim) Registered() {
 	}
 }
 
+// Arm notes it also where the watchdog is off, whose dog takes no notice: it may be switched on.
 func (s *session) Arm() {
-	if s.mode.Load() == modeOff {
-		return
-	}
 	s.theDog().Arm()
 	if s.armed.CompareAndSwap(false, true) {
 		s.note(true)

@@ -21,9 +21,11 @@ import (
 )
 
 const (
-	lookTime = 50 * time.Millisecond // for one look at a late client; what was not seen by then is left out
-	looksMax = 16                    // looks at a time; beyond, clients are not looked at, which is counted
-	lookRest = 10 * time.Second      // between two looks at the same run, which may feed late again and again
+	lookTime   = 50 * time.Millisecond // for one look at a late client; what was not seen by then is left out
+	looksMax   = 16                    // looks at a time; beyond, clients are not looked at, which is counted
+	attendEach = time.Second           // how often a late client is looked at for a debugger
+	lookLines  = 3                     // of what it printed last
+	lookRest   = time.Second           // between two looks at the same run, which may feed late again and again
 
 	hintFeeds = 20 // feeds of a run before there are hints
 )
@@ -72,22 +74,38 @@ func (d *Daemon) warned(w watchdog.Warning) {
 	s.client.mu.Lock()
 	sig := s.client.conf.WarnSignal
 	s.client.mu.Unlock()
-	if sig != 0 {
+	if sig != 0 && !d.spare(w.Name) {
 		go d.procs.Warn(w.Name, w.Run, sig)
 	}
-	if d.looks.Add(1) > looksMax {
-		d.looks.Add(-1)
-		d.unlooked.Add(1)
-		return
-	}
 	go func() {
-		defer d.looks.Add(-1)
 		d.look(s, w)
+		d.attend(s)
 	}()
 }
 
+// attend looks for a debugger for as long as the run is late: the judge asks only at the deadline, when it may have left.
+func (d *Daemon) attend(s *session) {
+	dog := s.theDog()
+	tick := time.NewTicker(attendEach)
+	defer tick.Stop()
+	for late := dog.Status(); ; {
+		if tracer, err := s.tree.Tracer(); err == nil && tracer != 0 {
+			dog.Trace()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-d.serving.Done():
+			return
+		}
+		if now := dog.Status(); !now.Armed || now.Feeds != late.Feeds || d.session(s.id) != s {
+			return
+		}
+	}
+}
+
 func (d *Daemon) look(s *session, w watchdog.Warning) {
-	now := s.tree.Sched()
+	now := s.tree.Sched() // of everybody, at once: it is the excuse of those who are many, since the processors are busy
 	s.mu.Lock()
 	s.sched = &now
 	rested := time.Since(s.looked) >= lookRest
@@ -98,12 +116,25 @@ func (d *Daemon) look(s *session, w watchdog.Warning) {
 	if !rested {
 		return
 	}
+	defer d.looks.Add(-1)
+	if d.looks.Add(1) > looksMax {
+		d.unlooked.Add(1)
+		return
+	}
 	e := &evidence{run: w.Run, at: time.Now(), by: w.By, silence: w.Silence, lines: s.tree.Evidence(lookTime).Lines()}
+	seen := len(e.lines)
+	if ring := d.procs.Ring(w.Name); ring != nil {
+		for _, line := range ring.Tail(lookLines) {
+			if line.At.After(s.began) {
+				e.lines = append(e.lines, "printed: "+line.Text)
+			}
+		}
+	}
 	s.client.mu.Lock()
 	s.client.evidence = e
 	s.client.mu.Unlock()
 	what := "nothing"
-	if len(e.lines) > 1 {
+	if seen > 1 {
 		what = strings.ReplaceAll(strings.Join(strings.Fields(e.lines[1]), " "), `"`, "")
 	}
 	d.log.Warn("late", "client", w.Name, "run", w.Run, "for", w.By, "silence", round(w.Silence), "limit", w.Limit, "seen", what,
@@ -170,7 +201,11 @@ func (d *Daemon) lapsed(l watchdog.Lapse) {
 		log = log.With("why", why)
 	}
 	log.Warn("lapse", "next", next)
-	go d.procs.Expire(l.Name, l.Run, why) // its loop may be busy; the judge must not be
+	go func() { // its loop may be busy; the judge must not be
+		if d.procs.Expire(l.Name, l.Run, why); d.spare(l.Name) {
+			s.theDog().Arm() // a pause, or an edit, came in between: judged again when that is over
+		}
+	}()
 }
 
 // verdict is a lapse for people.
@@ -209,7 +244,10 @@ func (d *Daemon) Said(name string, run uint64, sign procman.Sign) {
 	}
 	dog := s.theDog()
 	if sign.Timeout > 0 {
-		dog.SetTimeout(sign.Timeout)
+		s.mu.Lock()
+		s.asked = sign.Timeout
+		s.dog.SetTimeout(sign.Timeout)
+		s.mu.Unlock()
 	}
 	if sign.Extend > 0 {
 		dog.Extend(sign.Extend)
@@ -222,9 +260,10 @@ func (d *Daemon) Said(name string, run uint64, sign procman.Sign) {
 	}
 }
 
-// alive is a sign of life that arms, if it may, where nothing was armed.
+// alive is a sign of life that arms, if it may, where nothing was armed. That of a required run is noted, too: adopted, it is not
+// at its start any more.
 func (s *session) alive() {
-	if !s.theDog().Feed() {
+	if !s.theDog().Feed() || !s.armed.Load() {
 		s.Arm()
 	}
 }

@@ -87,6 +87,60 @@ func TestObserve(t *testing.T) {
 	z.logged("[lazy] warn: killed")
 }
 
+// mode = "observe" sends no warn_signal.
+func TestObserveWarning(t *testing.T) {
+	z := serve(t, fmt.Sprintf("[watchdog]\nmode = \"observe\"\n[client.warned]\ncommand = [%q, \"role-warned\"]\nwatchdog_timeout = \"400ms\"\nwarn_signal = \"SIGUSR1\"\n", exe(t)))
+	z.until("it has lapsed", func() bool { return z.client("warned").Watchdog.Lapses > 0 })
+	if strings.Contains(z.log.String(), "user defined signal 1") {
+		t.Error("it was signalled")
+	}
+}
+
+// What an edit means to a run that lives: who need not feed any more is let alone, who had armed or was paused is so again, and what
+// a run has asked for stays.
+func TestRulesOfARun(t *testing.T) {
+	conf := func(role, keys string) string {
+		return fmt.Sprintf("[client.c]\ncommand = [%q, %q, \"\"]\nwatchdog_timeout = \"500ms\"\n%s", exe(t), role, keys)
+	}
+	for _, row := range []struct {
+		role   string
+		keys   []string
+		pauses bool
+		lapses bool
+	}{
+		{"role-sleeper", []string{"watchdog = \"required\"", "watchdog = \"auto\""}, false, false},
+		{"role-patient", []string{"", "critical = true"}, false, false},
+		{"role-lazy", []string{"", "watchdog = \"off\"", "watchdog = \"auto\""}, false, true},
+		{"role-lazy", []string{"watchdog = \"off\"", "watchdog = \"auto\""}, false, true},
+		{"role-sleeper", []string{"watchdog = \"off\"", "watchdog = \"required\""}, true, false},
+	} {
+		z := serve(t, conf(row.role, row.keys[0]))
+		if row.role == "role-patient" || row.role == "role-lazy" && row.keys[0] == "" {
+			z.until("it is armed", z.armed("c"))
+		} else if row.role == "role-lazy" {
+			z.logged("armed: <nil>")
+		}
+		if row.pauses {
+			if _, err := z.Pause(context.Background(), control.PauseRequest{Names: []string{"c"}, Seconds: 60}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, keys := range row.keys[1:] {
+			z.edit(conf(row.role, keys))
+			z.until(keys, func() bool { return strings.Count(z.log.String(), "configuration applied") > i })
+		}
+		if row.lapses {
+			z.logged("[c] warn: killed by the watchdog")
+		} else {
+			<-time.After(800 * time.Millisecond) // what is tested is time
+			if c := z.client("c"); c.Watchdog.Lapses > 0 || c.LastExit != nil {
+				t.Errorf("%s, %q: %+v %+v", row.role, row.keys, c, c.Watchdog)
+			}
+		}
+		z.stop()
+	}
+}
+
 // roleLoop feeds from a thread of its own for ever, while its main loop goes round ten times and hangs then.
 func roleLoop() {
 	go func() {
@@ -187,6 +241,9 @@ func TestEvidence(t *testing.T) {
 			t.Errorf("%s: %+v", name, y.Evidence)
 		}
 		t.Logf("%s:\n%s", name, text)
+		if name == "lazy" && !strings.Contains(text, "printed: armed: <nil>") {
+			t.Errorf("what it printed last is missing:\n%s", text)
+		}
 		if name == "spin" && !strings.Contains(text, " R ") {
 			t.Errorf("a spinning client is not seen running:\n%s", text)
 		}
@@ -229,6 +286,34 @@ func TestTraced(t *testing.T) {
 	}
 	z.logged(fmt.Sprintf("[lazy] warn: killed by the watchdog (run=%d", run))
 	if d := time.Since(left); d < 300*time.Millisecond {
+		t.Errorf("killed %v after the debugger left", d)
+	}
+}
+
+// A debugger that leaves before the deadline has stopped the clock as well.
+func TestTracedInBetween(t *testing.T) {
+	z := serve(t, strings.Replace(lazy(t, ""), "300ms", "4s", 1))
+	z.until("it is armed", z.armed("lazy"))
+	z.logged("[lazy] warn: late (") // after 2 s
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	pid := z.pid("lazy")
+	if err := unix.PtraceSeize(pid); err == unix.EPERM {
+		t.Skip("ptrace is not permitted")
+	} else if err != nil || unix.PtraceInterrupt(pid) != nil {
+		t.Fatal(err)
+	}
+	z.until("it is seen", func() bool { return z.client("lazy").Watchdog.Traced })
+	z.until("it is stopped", func() bool {
+		st, err := proc.ReadStat(pid)
+		return err == nil && st.State == 't'
+	})
+	if err := unix.PtraceDetach(pid); err != nil {
+		t.Fatal(err)
+	}
+	left := time.Now()
+	z.logged("[lazy] warn: killed by the watchdog (run=1")
+	if d := time.Since(left); d < 4*time.Second {
 		t.Errorf("killed %v after the debugger left", d)
 	}
 }

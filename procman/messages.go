@@ -228,6 +228,10 @@ func (m saidMsg) on(p *program) {
 		return
 	}
 	n := m.said
+	if t := n.WatchdogTimeout; t != nil && *t > 0 && p.rec.Timeout != int64(*t) {
+		p.rec.Timeout = int64(*t) // a program says it once
+		p.save()
+	}
 	if n.Status != nil {
 		p.notice = *n.Status
 	}
@@ -272,7 +276,7 @@ func (p *program) hear(run uint64, n notify.Message) {
 	if sign != (Sign{}) {
 		p.events.Said(p.name, run, sign)
 	}
-	if n.Ready || n.Stopping || n.Reloading || n.Trigger || n.Status != nil || n.MainPID != 0 || n.ExtendTimeout > 0 {
+	if sign.Timeout > 0 || n.Ready || n.Stopping || n.Reloading || n.Trigger || n.Status != nil || n.MainPID != 0 || n.ExtendTimeout > 0 {
 		m := saidMsg{run: run, said: n, done: make(chan struct{})}
 		if !p.tell(m) {
 			return

@@ -84,7 +84,7 @@ type Events interface {
 
 	Armed(name string, run uint64) // an adopted run had armed its watchdog
 	// Said is what the watchdog has to know of a word by sd_notify(3). It is called on the goroutine of the run's notify socket,
-	// before anything else of that word is carried out.
+	// before anything else of that word is carried out; and at an adoption, for the timeout that the run had asked for.
 	Said(name string, run uint64, sign Sign)
 	// GaveUp: the start limit is reached, and on_failure has ended if there is one; why is for people. It is called on a
 	// goroutine of its own that no method of the Set waits for: it may take its time and call any. Not while the Set ends.

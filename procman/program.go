@@ -53,7 +53,7 @@ type life interface {
 	leave()                        // zhxd ends, the run goes on
 	look() kind                    // evFrozen, evThawed or evStuck, now
 	poke(sig syscall.Signal) error // to the leader alone
-	dumping() bool                 // the kernel writes the leader's core, now; false also where it does not say so
+	dumping() bool                 // the kernel writes the leader's core, now
 	members() string               // for people
 	finish()                       // after it is empty: drains the output
 	forget()                       // then: reaps, and removes what need not be gone before the successor lives
@@ -162,6 +162,9 @@ func (p *program) adopt() {
 	p.log.Info("adopted", "run", p.rec.Run, "pid", l.pid(), "uptime", a.uptime.Round(time.Millisecond))
 	p.events.Running(p.name, p.rec.Run, l.pid())
 	p.handle(event{kind: evAdopted, run: p.rec.Run, ok: a.ready, owes: a.registered, d: a.uptime})
+	if p.rec.Timeout > 0 {
+		p.events.Said(p.name, p.rec.Run, Sign{Timeout: time.Duration(p.rec.Timeout)})
+	}
 	if a.armed {
 		p.events.Armed(p.name, p.rec.Run)
 	}

@@ -55,6 +55,7 @@ type record struct {
 	Began      int64  `json:"began,omitempty"`      // bootTime of its spawn
 	Registered bool   `json:"registered,omitempty"` // with the broker
 	Armed      bool   `json:"armed,omitempty"`      // its watchdog
+	Timeout    int64  `json:"timeout,omitempty"`    // WATCHDOG_USEC as it said it, in nanoseconds; 0: it did not
 	Ready      bool   `json:"ready,omitempty"`      // as its client's ready has it
 }
 

@@ -46,7 +46,7 @@ const (
 	evYield       kind = "yield"        // to end for another client's sake, and to come back when it can
 	evThrottled   kind = "throttled"    // the restart has to wait for d: too many on the board at once
 	evDumping     kind = "dumping"      // the kernel writes the leader's core
-	evUndumped    kind = "undumped"     // it does not, or nobody knows
+	evUndumped    kind = "undumped"     // it does not
 )
 
 type event struct {

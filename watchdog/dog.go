@@ -18,6 +18,7 @@ type Dog struct {
 	m                      machine
 	feeds, ignored, misses int64
 	intervals              histogram
+	unheard                time.Duration // silence up to a lapse that changed nothing, as it was armed again: part of the interval that a feed ends
 }
 
 // Status is what people see of a dog.
@@ -30,13 +31,14 @@ type Status struct {
 	Remaining time.Duration // until alive is due, >= 0; 0 if not armed
 	Feeds     int64         // taken, armings not counted
 	Ignored   int64         // feeds of a dog that was not armed
-	Misses    int64         // feeds that came after the warning
+	Misses    int64         // feeds that came after the warning, and after no lapse
 	Intervals Intervals
 	Margin    time.Duration // Rules.Timeout less Intervals.Max, < 0 if that was longer; 0 without intervals
 	Credited  time.Duration // for starvation, in sum
 }
 
-// Intervals tell of the silences that the feeds since arming ended, the first one of a required dog left out.
+// Intervals tell of the silences that the feeds since arming ended. Left out are the first one of a required dog, one that was
+// extended, and feeds while the clock stands.
 type Intervals struct {
 	Count               int64
 	Min, Mean, P99, Max time.Duration // P99 is rounded up, by 13 % or 0.13 ms at most
@@ -66,6 +68,9 @@ func (d *Dog) Pause(length time.Duration) { d.tell(input{event: evPause, d: max(
 
 // Resume ends a pause.
 func (d *Dog) Resume() { d.tell(input{event: evResume}) }
+
+// Trace says that the run is traced: its clock stands until Examine finds that it is not any more.
+func (d *Dog) Trace() { d.tell(input{event: evTrace}) }
 
 // SetRules applies at once to the silences under way. The clock of a deadline with the same names goes on.
 func (d *Dog) SetRules(r Rules) { d.tell(input{event: evRules, rules: r}) }
@@ -111,26 +116,27 @@ func (d *Dog) Status() Status {
 func (d *Dog) tell(in input) (taken bool) {
 	d.mu.Lock()
 	in.at = d.watch.now() // under the lock: the machine's time never runs backwards
-	was, wasArmed, startup := d.m.alarm(), d.m.armed(), d.m.startup
+	was, state, startup, extended := d.m.alarm(), d.m.state, d.m.startup, d.m.watches[alive].extended
 	// A feed may come before the loop has seen a gap: then no more silence counts than until the loop was to see it.
 	heard := min(in.at, min(time.Duration(d.watch.next.Load()), never-slack)+slack)
 	silence := d.m.silence(alive, heard)
 	warning := d.m.warning(alive)
 	taken = d.m.step(in)
 	switch {
-	case in.event != evFeed && !wasArmed && d.m.armed():
-		d.intervals = histogram{}
+	case in.event == evArm && state == lapsed:
+		d.unheard += silence
 	case in.event != evFeed:
 	case !taken:
 		d.ignored++
 	default:
 		d.feeds++
-		if !startup {
-			d.intervals.add(silence)
-			if silence >= warning {
-				d.misses++
-			}
+		if !startup && silence >= warning+extended {
+			d.misses++
 		}
+		if !startup && extended == 0 && state == watched {
+			d.intervals.add(d.unheard + silence)
+		}
+		d.unheard = 0
 	}
 	alarm := d.m.alarm()
 	d.mu.Unlock()

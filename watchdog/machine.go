@@ -1,7 +1,7 @@
 // The state machine of one dog: a clock that stands at times, and stopwatches of silence that go by it. It is pure.
 //
 //	unarmed ── arm, require ──> watched <── the last cause is gone ── standing
-//	                             │   └── hold, pause, found traced ───────^
+//	                             │   └── hold, pause, traced ─────────────^
 //	                             │ judge: a stopwatch has reached its limit, and there is no excuse
 //	                             v
 //	                           lapsed ── arm ──> watched, or standing if it is held or paused
@@ -51,6 +51,7 @@ const (
 	evTick                    // zhxd runs
 	evWarn                    // the loop asks for the next stopwatch that is to be warned of
 	evJudge                   // the judge has looked at it
+	evTrace                   // somebody saw that it is traced
 	evRetire                  // the run is over
 	events
 )
@@ -228,6 +229,10 @@ func (m *machine) step(in input) bool {
 		m.which, m.watches[which].warned = which, true
 	case evJudge:
 		return m.judge(in)
+	case evTrace:
+		if m.armed() {
+			m.traced, m.looked = true, in.at
+		}
 	case evRetire:
 		m.state, m.until, m.traced = retired, 0, false
 	}

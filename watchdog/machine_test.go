@@ -30,7 +30,7 @@ func TestEveryPair(t *testing.T) {
 	events := map[event]input{
 		evArm: {}, evRequire: {}, evFeed: {}, evCheckpoint: {name: "a"}, evHold: {}, evRelease: {}, evPause: {d: 3 * s}, evResume: {},
 		evRules: {rules: Rules{Timeout: 6 * s}}, evRetime: {d: 6 * s}, evExtend: {d: 5 * s}, evGap: {from: 9*s + s/2}, evTick: {}, evWarn: {},
-		evJudge: {}, evRetire: {},
+		evJudge: {}, evTrace: {}, evRetire: {},
 	}
 	none := func(st state) map[event]next { // what is refused
 		return map[event]next{evRequire: {st, false, n}, evFeed: {st, false, n}, evCheckpoint: {st, false, n}, evWarn: {st, false, n}, evJudge: {st, false, n}}
@@ -40,7 +40,7 @@ func TestEveryPair(t *testing.T) {
 		return map[event]next{evArm: {st, true, arm}, evRequire: {st, true, require}}
 	}
 	stands := func(due time.Duration) map[event]next {
-		return map[event]next{evRequire: {standing, false, due}, evWarn: {standing, false, due}, evJudge: {standing, false, due}}
+		return map[event]next{evRequire: {standing, false, due}, evWarn: {standing, false, due}, evJudge: {standing, false, due}, evTrace: {standing, true, 11 * s}}
 	}
 	arm, hold := input{event: evArm, at: 8 * s}, input{event: evHold, at: 9 * s}
 	for _, row := range []struct {
@@ -55,15 +55,15 @@ func TestEveryPair(t *testing.T) {
 		{"watched", play(arm), next{watched, true, 12 * s}, map[event]next{
 			evArm: {watched, true, 14 * s}, evRequire: {watched, false, 12 * s}, evFeed: {watched, true, 14 * s}, evCheckpoint: {watched, true, 11*s + s/2},
 			evHold: {standing, true, n}, evPause: {standing, true, n}, evRules: {watched, true, 14 * s}, evRetime: {watched, true, 14 * s},
-			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 12*s + s/2}, evJudge: {watched, false, 12 * s}}},
+			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 12*s + s/2}, evJudge: {watched, false, 12 * s}, evTrace: {standing, true, 11 * s}}},
 		{"watched, late", play(input{event: evArm, at: 5 * s}), next{watched, true, 9 * s}, map[event]next{
 			evArm: {watched, true, 14 * s}, evRequire: {watched, false, 9 * s}, evFeed: {watched, true, 14 * s},
 			evHold: {standing, true, n}, evPause: {standing, true, n}, evRules: {watched, true, 11 * s}, evRetime: {watched, true, 11 * s},
-			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 9*s + s/2}, evJudge: {lapsed, true, n}}},
+			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 9*s + s/2}, evJudge: {lapsed, true, n}, evTrace: {standing, true, 11 * s}}},
 		{"watched, required and not fed yet", play(input{event: evRequire, at: 8 * s}), next{watched, true, 15 * s}, map[event]next{
 			evArm: {watched, true, 14 * s}, evRequire: {watched, false, 15 * s}, evFeed: {watched, true, 14 * s}, evCheckpoint: {watched, true, 11*s + s/2},
 			evHold: {standing, true, n}, evPause: {standing, true, n}, evRules: {watched, true, 14 * s},
-			evGap: {watched, true, 15*s + s/2}, evWarn: {watched, false, 15 * s}, evJudge: {watched, false, 15 * s}}},
+			evGap: {watched, true, 15*s + s/2}, evWarn: {watched, false, 15 * s}, evJudge: {watched, false, 15 * s}, evTrace: {standing, true, 11 * s}}},
 		{"held once: release gives back the second held", play(arm, hold), next{standing, true, n}, with(stands(n), map[event]next{evRelease: {watched, true, 13 * s}})},
 		{"held twice", play(arm, hold, hold), next{standing, true, n}, stands(n)},
 		{"paused", play(arm, input{event: evPause, at: 9 * s, d: 9 * s}), next{standing, true, n}, with(stands(n), map[event]next{evResume: {watched, true, 14 * s}})},
@@ -71,7 +71,7 @@ func TestEveryPair(t *testing.T) {
 		{"a pause that was over at 9.8 s", play(arm, input{event: evPause, at: 9 * s, d: s * 8 / 10}), next{watched, true, 13*s + s*8/10}, map[event]next{
 			evArm: {watched, true, 14 * s}, evRequire: {watched, false, 13*s + s*8/10}, evFeed: {watched, true, 14 * s}, evCheckpoint: {watched, true, 11*s + s/2},
 			evHold: {standing, true, n}, evPause: {standing, true, n}, evRules: {watched, true, 15*s + s*8/10}, evRetime: {watched, true, 15*s + s*8/10},
-			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 14 * s}, evWarn: {watched, false, 13*s + s*8/10}, evJudge: {watched, false, 13*s + s*8/10}}},
+			evExtend: {watched, true, 15 * s}, evGap: {watched, true, 14 * s}, evWarn: {watched, false, 13*s + s*8/10}, evJudge: {watched, false, 13*s + s*8/10}, evTrace: {standing, true, 11 * s}}},
 		{"found traced at 9 s, and not now", play(input{event: evArm, at: 5 * s}, input{event: evJudge, at: 9 * s, excuse: Excuse{Traced: true}}), next{standing, true, 10 * s}, with(stands(10*s), map[event]next{
 			evJudge: {watched, false, 14 * s}})},
 		{"lapsed", play(input{event: evArm}, input{event: evJudge, at: 4 * s}), next{lapsed, true, n}, with(none(lapsed), map[event]next{evArm: {watched, true, 14 * s}})},
@@ -105,6 +105,8 @@ func TestStopwatch(t *testing.T) {
 	}{
 		{"a feed during a hold: only what was held after it is credited",
 			[]input{{event: evArm}, {event: evHold, at: 1 * s}, {event: evFeed, at: 3 * s}, {event: evRelease, at: 5 * s}}, 9 * s},
+		{"a debugger that came and went before the deadline: a whole timeout after it",
+			[]input{{event: evArm}, {event: evTrace, at: 3 * s}, {event: evJudge, at: 4 * s, excuse: Excuse{Traced: true}}, {event: evJudge, at: 5 * s}}, 9 * s},
 		{"a release too many changes nothing",
 			[]input{{event: evArm}, {event: evRelease, at: 1 * s}, {event: evHold, at: 2 * s}, {event: evRelease, at: 3 * s}}, 5 * s},
 		{"a gap within a hold is not credited twice",

@@ -206,7 +206,7 @@ func TestModel(t *testing.T) {
 					}
 				case "feed":
 					_, warn, _ := g.limits(0)
-					silence, startup := g.watches[0].silence, g.startup
+					silence, extended, startup := g.watches[0].silence, g.watches[0].extended, g.startup
 					taken := g.feed(false, false)
 					if d.Feed() != taken {
 						t.Fatalf("dog %d: feed taken: want %v", i, taken)
@@ -214,7 +214,7 @@ func TestModel(t *testing.T) {
 					switch {
 					case !taken:
 						g.ignored++
-					case !startup && silence >= warn:
+					case !startup && silence >= warn+extended:
 						g.misses++
 						fallthrough
 					default:

@@ -73,6 +73,29 @@ func (st *story) want(t *testing.T, lapses ...string) {
 	}
 }
 
+// Intervals are what the client did: a lapse that changed nothing cuts none in two, and a clock that stands makes no short ones.
+func TestIntervalsOfADog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d *Dog
+		st := tell(t, nil, func(o *Options) { o.Lapsed = func(Lapse) { d.Arm() } }) // as mode "observe" does
+		d = st.dog("a", 9*s)
+		feed := func(after time.Duration) { time.Sleep(after); d.Feed() }
+		d.Arm()
+		feed(20 * s)
+		feed(2 * s)
+		d.Pause(10 * s)
+		feed(s)
+		feed(s)
+		d.Resume()
+		feed(3 * s)
+		d.Extend(time.Minute)
+		feed(30 * s)
+		if got := d.Status(); got.Intervals.Count != 3 || got.Intervals.Min != 2*s || got.Intervals.Max != 20*s || got.Margin != -11*s || got.Misses != 0 || got.Feeds != 6 {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
 func TestStories(t *testing.T) {
 	const eps = time.Nanosecond
 	for _, row := range []struct {

@@ -51,7 +51,7 @@ func (a *app) actCmd(name, short string, do verb) *cobra.Command {
 		ValidArgsFunction: a.complete,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if all == (len(names) > 0) {
-				hint := fmt.Sprintf("zhxctl %s NAME…  or  zhxctl %[1]s --all  (zhxd itself: zhxctl shutdown)", name)
+				hint := fmt.Sprintf("%s NAME…  or  %[1]s --all  (zhxd itself: zhxctl shutdown)", cmd.CommandPath())
 				return control.Errorf(control.CodeUsage, hint, "%s: which clients? give either names or --all", name)
 			}
 			return a.act(cmd.Context(), do, control.Which{Names: names, All: all})

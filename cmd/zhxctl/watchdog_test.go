@@ -39,10 +39,13 @@ logger  off
 		want string
 	}{
 		{[]string{"watchdog", "pause", "gps", "10m", "--reason", "gdb"}, 0, "gps: paused for 600s: gdb\n"},
-		{[]string{"watchdog", "pause", "gps", "soon"}, 2, "zhxctl: \"soon\" is no duration, as 90s or 10m\n  -> zhxctl watchdog pause gps 10m\n"},
+		{[]string{"watchdog", "pause", "gps", "soon"}, 2, "zhxctl: \"soon\" is no duration of at most 24h, as 90s or 10m\n  -> zhxctl watchdog pause gps 10m\n"},
+		{[]string{"watchdog", "pause", "gps", "25h"}, 2, "zhxctl: \"25h\" is no duration of at most 24h, as 90s or 10m\n  -> zhxctl watchdog pause gps 10m\n"},
 		{[]string{"watchdog", "pause", "gps"}, 2, "zhxctl: accepts 2 arg(s), received 1\n  -> zhxctl watchdog pause --help\n"},
 		{[]string{"watchdog", "resume", "gps"}, 0, "{[gps] false}: resumed\n"},
 		{[]string{"watchdog", "resume", "--all"}, 0, "{[] true}: resumed\n"},
+		{[]string{"watchdog", "resume"}, 2, "zhxctl: resume: which clients? give either names or --all\n" +
+			"  -> zhxctl watchdog resume NAME…  or  zhxctl watchdog resume --all  (zhxd itself: zhxctl shutdown)\n"},
 	} {
 		if code, out, errOut := ask(t, b, row.args...); code != row.code || out+errOut != row.want {
 			t.Errorf("%v: exit %d\n%s%s", row.args, code, out, errOut)

@@ -319,6 +319,24 @@ func (f *file) client(c *Config, cl Client, name string) {
 	if p := &cl.Probe; p.Asks() {
 		third := cl.WatchdogTimeout / probePart
 		p.Interval, p.Timeout = cmp.Or(p.Interval, third), cmp.Or(p.Timeout, third)
+		if p.Interval+p.Timeout > cl.WatchdogTimeout {
+			f.report(f.where(name, "probe"), true, "client %q may be late though its probe is answered: interval %v and timeout %v are more than its watchdog_timeout, %v",
+				name, p.Interval, p.Timeout, cl.WatchdogTimeout)
+		}
+	}
+	for _, idle := range []struct {
+		key, why string
+		is       bool
+	}{
+		{"probe", "watchdog is off", cl.Watchdog == "off" && cl.Probe.Asks()},
+		{"deadlines", "watchdog is off", cl.Watchdog == "off" && len(cl.Deadlines) > 0},
+		{"startup_timeout", `watchdog is not "required"`, cl.Watchdog != "required" && cl.StartupTimeout > 0},
+		{"warn_after", "watchdog_timeout is not longer", cl.WarnAfter >= cl.WatchdogTimeout && len(cl.Deadlines) == 0 && cl.StartupTimeout <= cl.WarnAfter},
+		{"critical", `restart is "never"`, cl.Critical && cl.Restart == procman.Never},
+	} {
+		if idle.is {
+			f.report(f.where(name, idle.key), true, "%s of client %q has no effect: its %s", idle.key, name, idle.why)
+		}
 	}
 	if cl.Critical && cl.StartLimit.Burst == 0 {
 		cl.StartLimit = procman.StartLimit{Burst: 5, Interval: 10 * time.Minute}

@@ -33,9 +33,9 @@ func document() string {
 This page is made from the table in daemon/config/keys.go: ` + "`go test ./daemon/config -run TestKeysDocument -update`" + `.
 
 Any key of a client may also stand in [defaults], for all clients. Durations are written as "300ms", "9s", "1m30s". In
-strings, % and $ are written twice; in command, environment, on_failure and log_file, %n is the client's name and
-${VARIABLE} a variable of zhxd's environment, or for all but environment itself one of the client's environment. A
-variable that is not set is an error.
+strings, % and $ are written twice; in command, environment, on_failure, log_file and probe (exec, unix), %n is the
+client's name and ${VARIABLE} a variable of zhxd's environment, or for all but environment itself one of the client's
+environment. A variable that is not set is an error.
 `)
 	words := map[class]string{classLive: "applied at once", classRestart: "the client is restarted", classDaemon: "waits for zhxd to be restarted"}
 	last := ""

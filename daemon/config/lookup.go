@@ -46,6 +46,9 @@ func (f *file) lookUp(c *Config) {
 		if len(cl.OnFailure) > 0 {
 			warn(at("on_failure"), fmt.Sprintf("on_failure of client %q cannot be executed", cl.Name), f.findCommand(cl, cl.OnFailure[0]))
 		}
+		if len(cl.Probe.Exec) > 0 {
+			warn(at("probe"), fmt.Sprintf("probe of client %q cannot be executed", cl.Name), f.findCommand(cl, cl.Probe.Exec[0]))
+		}
 		for key, err := range beyond(cl) {
 			warn(at(key), who, err)
 		}

@@ -21,6 +21,7 @@ import (
 func TestRelationProblems(t *testing.T) {
 	const a, b, c = "[client.a]\ncommand = ['x']\n", "[client.b]\ncommand = ['x']\n", "[client.c]\ncommand = ['x']\n"
 	const ready = "[defaults]\nready = 'notify'\n"
+	const probes = `{ tcp = "127.0.0.1:80" }, { unix = "/path" }, { http = "http://127.0.0.1/" } or { exec = ["prog"] }, if need be with interval and timeout from "10ms" to "1h", or {}`
 	for _, row := range []struct {
 		purpose, text string
 		want          []string // without "clients.toml:"
@@ -66,6 +67,17 @@ func TestRelationProblems(t *testing.T) {
 		{"a oneshot for ever", a + "oneshot = true\nrestart = 'always'\n", []string{`4: error: client "a" is oneshot: restart must be "on-failure" or "never", not "always"`}},
 		{"inherited", "[defaults]\noneshot = true\nrestart = 'always'\n" + a, []string{`3: error: client "a" is oneshot: restart must be "on-failure" or "never", not "always"`}},
 		{"one file for two", "[defaults]\nlog_file = '/x.log'\n" + a + b, []string{`2: error: log_file of client "b" is also that of client "a", "/x.log"; %n in it stands for the name`}},
+		{"what a watchdog that is off does not do", a + "watchdog = 'off'\nprobe = {tcp='127.0.0.1:1'}\ndeadlines = [{from='x',to='y',within='1s'}]\n", []string{
+			`4: warning: probe of client "a" has no effect: its watchdog is off`, `5: warning: deadlines of client "a" has no effect: its watchdog is off`}},
+		{"a watchdog that is not as it looks", "[defaults]\nstartup_timeout = '1m'\nwatchdog_timeout = '3s'\n" + a + "watchdog = 'required'\n" + b + "critical = true\nrestart = 'never'\n", []string{
+			`2: warning: startup_timeout of client "b" has no effect: its watchdog is not "required"`, `9: warning: critical of client "b" has no effect: its restart is "never"`}},
+		{"late from the start", a + "watchdog_timeout = '3s'\nwarn_after = '3s'\n" + b + "watchdog_timeout = '3s'\nprobe = {tcp='127.0.0.1:1',interval='2500ms'}\n", []string{
+			`4: warning: warn_after of client "a" has no effect: its watchdog_timeout is not longer`,
+			`8: warning: client "b" may be late though its probe is answered: interval 2.5s and timeout 1s are more than its watchdog_timeout, 3s`}},
+		{"how to ask", a + "probe = {tcp='127.0.0.1:1',intervall='1s'}\n" + b + "probe = {tcp='127.0.0.1:1',exec=['p']}\n[client.c]\ncommand = ['x']\nprobe = {exec=['50%']}\n", []string{
+			`3: error: probe in [client.a]: must be ` + probes + `, not with intervall = "1s"`,
+			`6: error: probe in [client.b]: must be one of ` + probes,
+			`9: error: probe in [client.c]: has a single % in "50%", which is neither ${VARIABLE} nor %n; write %% for the character`}},
 		{"nobody executes it", a + "on_failure = ['x']\n", []string{`3: warning: on_failure of client "a" is never executed: it has no start_limit`}},
 
 		{"numbers", a + "nice = 20\noom_score_adj = -1001\ncpu_affinity = [1, 1]\nsuccess_exit_codes = []\n" + b + "cpu_affinity = [1024]\nsuccess_exit_codes = [256]\n", []string{
@@ -357,6 +369,7 @@ nice = -1
 oom_score_adj = -1
 start_limit = { burst = 5, interval = "1m" }
 on_failure = ["/nowhere"]
+probe = { exec = ["/nowhere"] }
 `, 0o644)
 	c, err := Load(path, inRun)
 	if err != nil {
@@ -374,6 +387,7 @@ on_failure = ["/nowhere"]
 		`8: warning: client "a-1" cannot start as it is: only root may set a negative nice`,
 		`9: warning: client "a-1" cannot start as it is: only root may set a negative oom_score_adj`,
 		`11: warning: on_failure of client "a-1" cannot be executed: command "/nowhere" is not an executable file`,
+		`12: warning: probe of client "a-1" cannot be executed: command "/nowhere" is not an executable file`,
 	}
 	if os.Geteuid() == 0 {
 		want = slices.Delete(want, 4, 6)

@@ -132,19 +132,11 @@ func account(what string, at func(*target) *string) value {
 	return str("the name or number of a "+what+" in quotes", at, func(s string) (string, bool) { return s, true })
 }
 
-// signal is a signal by its name, with or without SIG.
-func signal(at func(*target) *syscall.Signal) value {
-	return str(`the name of a signal, as "SIGTERM"`, at, func(s string) (syscall.Signal, bool) {
+// signal is a signal by its name, with or without SIG, as in the example, which may go on with `, or ""`.
+func signal(example string, at func(*target) *syscall.Signal) value {
+	return str("the name of a signal, as "+example, at, func(s string) (syscall.Signal, bool) {
 		n := unix.SignalNum("SIG" + strings.TrimPrefix(s, "SIG"))
-		return n, n != 0
-	})
-}
-
-// optionalSignal is a signal, or none.
-func optionalSignal(at func(*target) *syscall.Signal) value {
-	return str(`the name of a signal, as "SIGABRT", or ""`, at, func(s string) (syscall.Signal, bool) {
-		n := unix.SignalNum("SIG" + strings.TrimPrefix(s, "SIG"))
-		return n, n != 0 || s == ""
+		return n, n != 0 || s == "" && strings.HasSuffix(example, `""`)
 	})
 }
 
@@ -302,13 +294,13 @@ func checkpoint(name string) bool { return wire.ValidName(name) && len(name) <= 
 
 // probed is one way to ask a client, and how often and how long. In exec and unix, %n and ${VARIABLE} are replaced later.
 func probed(at func(*target) *probe.Probe) value {
-	const takes = `{ tcp = "127.0.0.1:80" }, { unix = "/path" }, { http = "http://127.0.0.1/" } or { exec = ["prog"] }, if need be with interval and timeout as "1s", or {}`
+	const takes = `{ tcp = "127.0.0.1:80" }, { unix = "/path" }, { http = "http://127.0.0.1/" } or { exec = ["prog"] }, if need be with interval and timeout from "10ms" to "1h", or {}`
 	return kind(takes, at, func(v any, _ probe.Probe) (p probe.Probe, ok bool, err error) {
 		table, ok := v.(map[string]any)
 		ways := 0
-		for key, v := range table {
+		for _, key := range slices.Sorted(maps.Keys(table)) {
+			v, good := table[key], false
 			s, _ := v.(string)
-			good := false
 			switch key {
 			case "exec":
 				p.Exec, good, err = list(v, raw)
@@ -331,11 +323,17 @@ func probed(at func(*target) *probe.Probe) value {
 				}
 				ways--
 			}
-			if ways++; !good || err != nil {
-				return p, false, errors.New("must be " + takes)
+			if ways++; err == nil && !good {
+				err = fmt.Errorf("must be %s, not with %s = %s", takes, key, show(v))
+			}
+			if err != nil {
+				return p, false, err
 			}
 		}
-		return p, ok && (ways == 1 || len(table) == 0), nil
+		if ways != 1 && len(table) > 0 {
+			return p, false, errors.New("must be one of " + takes)
+		}
+		return p, ok, nil
 	})
 }
 

@@ -35,8 +35,6 @@ const (
 
 // Evidence is what the processes of a run were doing.
 type Evidence struct {
-	At        time.Time
-	Took      time.Duration
 	Processes []Process // the leader first; a zombie is none
 	Left      int       // processes and threads that were not looked at, at least
 }
@@ -66,9 +64,8 @@ type Thread struct {
 // wait for: the clock is asked between two files, and a read of /proc cannot be interrupted; it may wait for a process that is
 // inside exec.
 func (t *Tree) Evidence(limit time.Duration) Evidence {
-	e := Evidence{At: time.Now()}
-	l := look{late: e.At.Add(limit)}
-	room := evidenceThreads
+	var e Evidence
+	l, room := look{late: time.Now().Add(limit)}, evidenceThreads
 	for s := range t.around(l.late) {
 		if later := evidenceProcesses - 1 - len(e.Processes); later >= 0 && l.time() {
 			p, left := l.process(s, room-later)
@@ -79,7 +76,6 @@ func (t *Tree) Evidence(limit time.Duration) Evidence {
 			e.Left++
 		}
 	}
-	e.Took = time.Since(e.At)
 	return e
 }
 

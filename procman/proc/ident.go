@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,6 +32,7 @@ type Stat struct {
 	UID                  int  // effective
 	noEnviron            bool // its environment is there, and empty
 	forked               bool // it has not executed a program yet
+	dumps                bool // it writes a core, or has
 }
 
 // Living reports whether anything of the process still runs. (A process whose first thread ended alone shows Z, and lives.)
@@ -87,7 +89,7 @@ func parseStat(b []byte) (s Stat, ok bool) {
 	}
 	s.PPID, s.PGID, s.SID, s.TTY = int(field(4)), int(field(5)), int(field(6)), int(field(7))
 	s.Threads, s.Start = int(field(20)), uint64(field(22))
-	s.forked = field(9)&forkNoExec != 0
+	s.forked, s.dumps = field(9)&forkNoExec != 0, field(9)&dumpCore != 0
 	// Where the environment lies; 0 inside exec, in a process that is ending, and where we may not look.
 	s.noEnviron = field(50) != 0 && field(50) == field(51)
 	return s, true
@@ -116,16 +118,26 @@ func procError(pid int, err error) error {
 	return fmt.Errorf("process %d: %w", pid, err)
 }
 
-// readProc reads at most limit bytes of a file of /proc/PID.
-func readProc(pid int, file string, limit int64) ([]byte, error) {
-	f, err := os.Open(procPath(pid, file))
+// readProc reads at most limit bytes of a file of /proc/PID. (os.File would try the poller first.)
+func readProc(pid int, file string, limit int) ([]byte, error) {
+	fd, err := unix.Open(procPath(pid, file), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, procError(pid, err)
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit))
-	if err != nil {
-		return nil, procError(pid, err)
+	defer unix.Close(fd)
+	var b []byte
+	for len(b) < limit {
+		b = slices.Grow(b, min(limit-len(b), max(512, len(b))))
+		n, err := unix.Read(fd, b[len(b):min(limit, cap(b))])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return nil, procError(pid, err)
+		case n == 0:
+			return b, nil
+		default:
+			b = b[:len(b)+n]
+		}
 	}
 	return b, nil
 }
