@@ -79,19 +79,15 @@ func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 			l.forget()
 		}
 	}()
-	// Beside each other, since a restart is to be short: neither needs the other.
-	saved := make(chan error, 1)
-	go func() { saved <- h.save(*r) }()
-	childEnd, err := l.output(s, &c)
-	if err == nil {
-		defer childEnd.Close()
-		h.listen(l, in)
-	} else {
-		err = fmt.Errorf("make its output: %w", err)
-	}
-	if err = errors.Join(<-saved, err); err != nil {
+	if err := h.save(*r); err != nil {
 		return nil, err
 	}
+	childEnd, err := l.output(s, &c)
+	if err != nil {
+		return nil, fmt.Errorf("make its output: %w", err)
+	}
+	defer childEnd.Close()
+	h.listen(l, in)
 	if l.socket != nil {
 		c.Env = append(c.Env, "NOTIFY_SOCKET="+l.socket.Path())
 	}
