@@ -252,7 +252,7 @@ func eagerSender() {
 func TestHangs(t *testing.T) {
 	n := rounds(t, 10)
 	const timeout = 500 * time.Millisecond
-	p, sock := startFeeders(t, 1, 50*time.Millisecond, timeout, "restart_delay = \"1ms\"")
+	p, sock := startFeeders(t, 1, 50*time.Millisecond, timeout, "restart_delay = \"1ms\"\nrestart_delay_max = \"10ms\"")
 	late, repeated, done := 0, 0, 0
 	var took []time.Duration
 	for done < n {
