@@ -69,6 +69,10 @@ func monotonic() time.Duration {
 // startFeeders starts zhxd with n clients that feed, f0 and so on, and returns when all are armed.
 func startFeeders(t *testing.T, n int, interval, timeout time.Duration, keys string) (p *program, sock string) {
 	t.Helper()
+	role := feederArg
+	if n > watched {
+		role = plainArg
+	}
 	dir := t.TempDir()
 	exe, err := os.Executable()
 	if err != nil {
@@ -77,7 +81,7 @@ func startFeeders(t *testing.T, n int, interval, timeout time.Duration, keys str
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "[daemon]\nrun_dir = %q\ntcp = \"\"\nprototype_presence = false\n[defaults]\nwatchdog_timeout = %q\n%s\n", dir+"/run", timeout, keys)
 	for i := range n {
-		fmt.Fprintf(&conf, "[client.f%d]\ncommand = [%q, %q, %q]\nstrays = \"ignore\"\n", i, exe, feederArg, interval)
+		fmt.Fprintf(&conf, "[client.f%d]\ncommand = [%q, %q, %q]\nstrays = \"ignore\"\n", i, exe, role, interval)
 	}
 	p = startZhxd(t, "--config", write(t, "clients.toml", conf.String()))
 	p.await(0, 60*time.Second, `\[zhxd\] ready \(`)
@@ -359,6 +363,27 @@ func bareTimer() {
 	}
 }
 
+// plainFeeder feeds as a program in C does, by write(2) and nanosleep(2) alone: nobody wakes it when zhxd has read.
+func plainFeeder(interval time.Duration) {
+	packet := func(wdt int32) []byte {
+		b, _ := wire.Packet{Cmd: wire.CmdWatchdog, Wdt: wdt, Source: os.Getenv("ZHX_NAME")}.Append(nil)
+		return b
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err == nil {
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: os.Getenv("ZHX_SOCKET")})
+	}
+	if err == nil {
+		_, err = unix.Write(fd, packet(wire.WatchdogArm))
+	}
+	pause := unix.NsecToTimespec(int64(interval))
+	for feed := packet(wire.WatchdogFeed); err == nil; _, err = unix.Write(fd, feed) {
+		unix.Nanosleep(&pause, nil)
+	}
+	fmt.Println(err)
+	os.Exit(1)
+}
+
 // Five hundred clients that feed ten times a second cost a twentieth of a processor at most. The claim is of ZHX_FEED=60s.
 func TestFeeders(t *testing.T) {
 	const crowd = 500
@@ -392,6 +417,7 @@ func TestFeeders(t *testing.T) {
 // The clients of these stories, by their first argument.
 const (
 	feederArg  = "role-feeder"
+	plainArg   = "role-plain"
 	slowArg    = "role-slow"
 	patientArg = "role-patient"
 	eagerArg   = "role-eager"
@@ -412,6 +438,9 @@ func play(args []string) {
 		}
 		fmt.Println(err)
 		select {}
+	case plainArg:
+		interval, _ := time.ParseDuration(args[1])
+		plainFeeder(interval)
 	case slowArg:
 		slowReader()
 	case eagerArg:
