@@ -381,15 +381,19 @@ func TestGuard(t *testing.T) {
 
 // What a zhxd that is started again says before it has its log must not be lost.
 func TestKeeperStderr(t *testing.T) {
-	stderr, err := unix.Dup(2)
-	if err != nil {
-		t.Fatal(err)
+	var ours [3]int // the tests' own standard output and error
+	for fd := 1; fd <= 2; fd++ {
+		var err error
+		if ours[fd], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(ours[fd])
 	}
-	defer unix.Close(stderr)
 	k := keeper{logFile: filepath.Join(t.TempDir(), "zhxd.log")}
 	k.toLog()
 	fmt.Fprint(os.Stderr, "invalid configuration")
-	unix.Dup3(stderr, 2, 0)
+	unix.Dup3(ours[1], 1, 0)
+	unix.Dup3(ours[2], 2, 0)
 	if text, err := os.ReadFile(k.logFile); string(text) != "invalid configuration" {
 		t.Errorf("the log has %q, %v", text, err)
 	}
