@@ -63,7 +63,7 @@ const mutantLimit = 2 * time.Minute
 type mutant map[string][][2]string
 
 // single is tests of single keys. They are asked before all others, as they are fast and say the most.
-const single = "Keys?$|Live$|DependsOn$|StartTimeout$|StartLimit$|SuccessCodes$|GiveUp$|Stray$|AutostartTurnedOn$"
+const single = "Keys?$|Live$|DependsOn$|StartTimeout$|StartLimit$|SuccessCodes$|GiveUp$|Stray$|AutostartTurnedOn$|Probe$|HalfTime$|Startup$|Deadline$|Critical$|Observe$|Card$|Ladder$|AbortChild$"
 
 // killer is the first test of a package that fails because of the mutant; "" if there is none.
 func (m mutant) killer(t *testing.T, pkg string, sound map[string]bool) string {
