@@ -40,10 +40,10 @@ func feeder(interval time.Duration) {
 	if err == nil {
 		err = c.Register("")
 	}
+	time.Sleep(rand.N(interval)) // not all at once; before it is armed, since the first feed is an interval after that
 	if err == nil {
 		err = c.Arm()
 	}
-	time.Sleep(rand.N(interval)) // not all at once
 	hang := make(chan os.Signal, 1)
 	signal.Notify(hang, syscall.SIGUSR1)
 	for tick := time.NewTicker(interval); err == nil; {
