@@ -31,13 +31,7 @@ const (
 
 // A hundred clients sleep: zhxd sleeps too. The claim is of a minute, ZHX_IDLE=60s; an ordinary run looks for less.
 func TestIdle(t *testing.T) {
-	window := 10 * time.Second
-	if s := os.Getenv("ZHX_IDLE"); s != "" {
-		var err error
-		if window, err = time.ParseDuration(s); err != nil {
-			t.Fatalf("ZHX_IDLE: %v", err)
-		}
-	}
+	window := span(t, "ZHX_IDLE", 10*time.Second)
 	p, sock := startBoard(t, idleClients)
 	until(t, "all are ready", func() bool {
 		ready := 0

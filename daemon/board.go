@@ -19,7 +19,6 @@ import (
 	"time"
 
 	sdaemon "github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
 
 	"zhx/daemon/config"
 	"zhx/daemon/control"
@@ -102,7 +101,7 @@ func (d *Daemon) openBoard(c *config.Config) *board {
 
 // load reads the record of resets, and tells how many were recent. A broken record tells of none, and there is no reboot.
 func (b *board) load(dir string) int {
-	record, err := hardware.Load(dir, proc.BootID(), uptime)
+	record, err := hardware.Load(dir, proc.BootID(), proc.Uptime)
 	b.record.Store(record)
 	if err != nil {
 		b.d.log.Error("record of resets", "err", err, "next", "no reboot by zhxd within the first hour")
@@ -277,14 +276,7 @@ func byHand(all []procman.Status, st procman.Status) bool {
 
 // GaveUp implements procman.Events: a client has reached its start_limit.
 func (d *Daemon) GaveUp(name string, run uint64, why string) {
-	c := d.client(name)
-	if c == nil {
-		return
-	}
-	c.mu.Lock()
-	critical := c.conf.Critical
-	c.mu.Unlock()
-	if critical {
+	if c := d.client(name); c != nil && c.configured().Critical {
 		d.reboot(name, run, why)
 	}
 }
@@ -342,11 +334,4 @@ func (b backend) boardStatus() *control.BoardStatus {
 		}
 	}
 	return st
-}
-
-// uptime is CLOCK_BOOTTIME: how long this boot is.
-func uptime() time.Duration {
-	var now unix.Timespec
-	unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
-	return time.Duration(now.Nano())
 }

@@ -349,11 +349,8 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 		}
 	}
 	c.mu.Lock()
-	s.dog = d.watch.Dog(s.id, c.conf.Rules())
+	s.newDog(d, c.conf.Rules())
 	s.configure(d, c.conf)
-	if c.pause != nil && time.Until(c.pause.until) > 0 {
-		s.theDog().Pause(time.Until(c.pause.until))
-	}
 	c.current = s
 	c.mu.Unlock()
 	d.takeBack(c.names())
@@ -363,9 +360,7 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 func (d *Daemon) Running(name string, number uint64, pid int) {
 	if s := d.session(watchdog.ID{Name: name, Run: number}); s != nil {
 		s.pid.Store(int64(pid))
-		s.client.mu.Lock()
-		p := s.client.conf.Probe
-		s.client.mu.Unlock()
+		p := s.client.configured().Probe
 		s.mu.Lock()
 		s.ask(d, p)
 		s.mu.Unlock()

@@ -38,6 +38,12 @@ type client struct {
 	evidence *evidence // the last; never written to
 }
 
+func (c *client) configured() config.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conf
+}
+
 // names are all that belong to the client.
 func (c *client) names() []string {
 	c.mu.Lock()
@@ -134,10 +140,7 @@ func (s *session) configure(d *Daemon, c config.Client) {
 		s.dog.Retire()
 	case old == modeOff, old == modeRequired && mode == modeAuto && !s.armed.Load() && s.dog.Status().Feeds == 0:
 		s.dog.Retire() // its first feed is not required any more
-		s.dog = d.watch.Dog(s.id, rules)
-		if p := s.client.pause; p != nil && time.Until(p.until) > 0 {
-			s.dog.Pause(time.Until(p.until))
-		}
+		s.newDog(d, rules)
 		if s.armed.Load() {
 			s.dog.Arm()
 		}
@@ -152,6 +155,14 @@ func (s *session) configure(d *Daemon, c config.Client) {
 	}
 	if s.pid.Load() != 0 {
 		s.ask(d, c.Probe)
+	}
+}
+
+// newDog gives the run a dog, with the pause of its client. client.mu and s.mu are held, or nobody knows s yet.
+func (s *session) newDog(d *Daemon, rules watchdog.Rules) {
+	s.dog = d.watch.Dog(s.id, rules)
+	if p := s.client.pause; p != nil && time.Until(p.until) > 0 {
+		s.dog.Pause(time.Until(p.until))
 	}
 }
 

@@ -71,10 +71,7 @@ func (d *Daemon) warned(w watchdog.Warning) {
 	if s == nil {
 		return
 	}
-	s.client.mu.Lock()
-	sig := s.client.conf.WarnSignal
-	s.client.mu.Unlock()
-	if sig != 0 && !d.spare(w.Name) {
+	if sig := s.client.configured().WarnSignal; sig != 0 && !d.spare(w.Name) {
 		go d.procs.Warn(w.Name, w.Run, sig)
 	}
 	go func() {
@@ -89,7 +86,7 @@ func (d *Daemon) attend(s *session) {
 	tick := time.NewTicker(attendEach)
 	defer tick.Stop()
 	for late := dog.Status(); ; {
-		if tracer, err := s.tree.Tracer(); err == nil && tracer != 0 {
+		if traced(s.tree.Tracer()) {
 			dog.Trace()
 			return
 		}
@@ -145,8 +142,7 @@ func (d *Daemon) look(s *session, w watchdog.Warning) {
 func (d *Daemon) examine(id watchdog.ID) (e watchdog.Excuse) {
 	if id.Run&foreignBit != 0 {
 		if f := d.foreignRun(id); f != nil && f.id != (proc.ID{}) {
-			tracer, err := proc.Tracer(f.id.PID)
-			e.Traced = err == nil && tracer != 0
+			e.Traced = traced(proc.Tracer(f.id.PID))
 		}
 		return e
 	}
@@ -154,8 +150,7 @@ func (d *Daemon) examine(id watchdog.ID) (e watchdog.Excuse) {
 	if s == nil {
 		return e
 	}
-	tracer, err := s.tree.Tracer()
-	e.Traced = err == nil && tracer != 0
+	e.Traced = traced(s.tree.Tracer())
 	s.mu.Lock()
 	since := s.sched
 	s.mu.Unlock()
@@ -164,6 +159,9 @@ func (d *Daemon) examine(id watchdog.ID) (e watchdog.Excuse) {
 	}
 	return e
 }
+
+// traced reads the answer of a look for a tracer.
+func traced(tracer int, err error) bool { return err == nil && tracer != 0 }
 
 // lapsed is the watchdog's verdict.
 func (d *Daemon) lapsed(l watchdog.Lapse) {
@@ -192,11 +190,9 @@ func (d *Daemon) lapsed(l watchdog.Lapse) {
 		return
 	}
 	next := "its whole tree is killed"
-	s.client.mu.Lock()
-	if conf := s.client.conf; conf.AbortSignal != 0 {
-		next = fmt.Sprintf("%s, then its whole tree is killed", unix.SignalName(conf.AbortSignal))
+	if sig := s.client.configured().AbortSignal; sig != 0 {
+		next = fmt.Sprintf("%s, then its whole tree is killed", unix.SignalName(sig))
 	}
-	s.client.mu.Unlock()
 	if l.By != "alive" || l.Credited > 0 {
 		log = log.With("why", why)
 	}

@@ -93,5 +93,5 @@ func (r record) uptime() time.Duration {
 	if r.Began <= 0 {
 		return 0 // written by a zhxd that did not note it
 	}
-	return time.Duration(bootTime() - r.Began)
+	return proc.Uptime() - time.Duration(r.Began)
 }

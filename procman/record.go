@@ -52,18 +52,11 @@ type record struct {
 	// What the next zhxd has to know to go on with the run.
 	Sum        string `json:"sum,omitempty"`        // restartSum of the spec that it was spawned with
 	TTY        bool   `json:"tty,omitempty"`        // it has a pseudo-terminal, which ends with its zhxd
-	Began      int64  `json:"began,omitempty"`      // bootTime of its spawn
+	Began      int64  `json:"began,omitempty"`      // proc.Uptime at its spawn, in nanoseconds
 	Registered bool   `json:"registered,omitempty"` // with the broker
 	Armed      bool   `json:"armed,omitempty"`      // its watchdog
 	Timeout    int64  `json:"timeout,omitempty"`    // WATCHDOG_USEC as it said it, in nanoseconds; 0: it did not
 	Ready      bool   `json:"ready,omitempty"`      // as its client's ready has it
-}
-
-// bootTime is CLOCK_BOOTTIME in nanoseconds: the one clock that goes on over the end of zhxd, and through a suspend.
-func bootTime() int64 {
-	var now unix.Timespec
-	unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
-	return now.Nano()
 }
 
 // restartSum tells specs apart whose processes are not alike: it differs if a key of class restart does. Keys that are zero do

@@ -52,8 +52,8 @@ func (a *app) pauseCmd() *cobra.Command {
 		ValidArgsFunction: a.complete,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			length, err := time.ParseDuration(args[1])
-			if err != nil || length <= 0 || length > 24*time.Hour {
-				return control.Errorf(control.CodeUsage, "zhxctl watchdog pause "+args[0]+" 10m", "%q is no duration of at most 24h, as 90s or 10m", args[1])
+			if err != nil || length <= 0 || length > control.PauseMax {
+				return control.Errorf(control.CodeUsage, "zhxctl watchdog pause "+args[0]+" 10m", "%q is no duration of at most %.0fh, as 90s or 10m", args[1], control.PauseMax.Hours())
 			}
 			return a.act(cmd.Context(), func(zhxd *control.Client, ctx context.Context, w control.Which) (control.Outcomes, error) {
 				return zhxd.Pause(ctx, control.PauseRequest{Names: w.Names, Seconds: length.Seconds(), Reason: reason})

@@ -26,6 +26,8 @@ const (
 	hearLimit   = 500 * time.Millisecond // for an asker that is stopped by what it asked for to read the answer; then it begins
 	idleLimit   = 30 * time.Second       // between two requests on a connection; then it is closed
 	writeLimit  = 10 * time.Second       // for a reader to take what was written; then the connection is closed
-	pauseMax    = 24 * time.Hour         // of a watchdog; more is an error
 	endLimit    = time.Second            // for answers under way when the server ends; then they are cut off
+
+	// PauseMax is the longest pause of a watchdog; more is an error.
+	PauseMax = 24 * time.Hour
 )

@@ -281,8 +281,8 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) pause(_ http.ResponseWriter, ctx context.Context, by Caller, m PauseRequest) (any, error) {
-	if len(m.Names) == 0 || m.Seconds <= 0 || m.Seconds > pauseMax.Seconds() {
-		return nil, Errorf(CodeUsage, "", `pause: give "names", and "for_s" above 0 and up to %.0f`, pauseMax.Seconds())
+	if len(m.Names) == 0 || m.Seconds <= 0 || m.Seconds > PauseMax.Seconds() {
+		return nil, Errorf(CodeUsage, "", `pause: give "names", and "for_s" above 0 and up to %.0f`, PauseMax.Seconds())
 	}
 	out, err := s.Backend.Pause(ctx, by, m)
 	return Outcomes{V: 1, Clients: list(out)}, err

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -224,6 +225,13 @@ func Tracer(pid int) (int, error) {
 func BootID() string {
 	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b))
+}
+
+// Uptime is CLOCK_BOOTTIME, the age of this boot: the one clock that goes on over the end of zhxd, and through a suspend.
+func Uptime() time.Duration {
+	var now unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
+	return time.Duration(now.Nano())
 }
 
 // holds reports whether a process has the socket open. What may not be looked into does not hold it.
