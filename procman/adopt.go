@@ -38,7 +38,7 @@ func (h *system) adopt(s *Spec, r *record, in inlet) (life, adopted, error) {
 	}
 	h.o.Events.Began(h.name, r.Run, l.Tree)
 	h.listen(l, in)
-	go h.pump(l, in.ring)
+	l.pump = func() { h.pump(l, in.ring) }
 	return l, adopted{registered: r.Registered, armed: r.Armed, ready: r.Ready, uptime: r.uptime(), sameSpec: r.Sum == restartSum(*s)}, nil
 }
 

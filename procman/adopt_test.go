@@ -403,6 +403,7 @@ func TestAdoptFacts(t *testing.T) {
 	}
 	<-l.Exited()
 	want(t, "empty", l.WaitEmpty(bg), nil)
+	l.listen()
 	l.finish()
 	l.forget()
 	serving.Wait()

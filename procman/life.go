@@ -103,7 +103,7 @@ func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 	if err := h.save(*r); err != nil {
 		h.o.Log.Error("record not written", "client", s.Name, "run", r.Run, "err", err, "next", "after a crash the run is found by its mark alone")
 	}
-	go h.pump(l, in.ring)
+	l.pump = func() { h.pump(l, in.ring) }
 	return l, nil
 }
 
@@ -202,9 +202,11 @@ type run struct {
 	out     *os.File       // our end of the FIFO, or the pseudo-terminal's master
 	fifo    string         // not there with a pseudo-terminal
 	socket  *notify.Socket // nil: none
+	pump    func()         // takes in what it prints, to the end
 	drained chan struct{}
 }
 
+func (l *run) listen()       { go l.pump() }
 func (l *run) pid() int      { return l.PID }
 func (l *run) start() uint64 { return l.Child.Start }
 

@@ -40,6 +40,7 @@ type inlet struct {
 
 // A life is a run's processes. Its methods are called by the program only.
 type life interface {
+	listen() // to what it prints, once: after it is told that it has started
 	pid() int
 	start() uint64            // its start time
 	Exited() <-chan proc.Exit // the leader
@@ -274,6 +275,9 @@ func (p *program) handle(e event) {
 		p.m, a = step(p.m, e)
 		p.explain(was, e)
 		p.report(was, e)
+		if e.kind == evSpawned || e.kind == evAdopted {
+			p.life.listen()
+		}
 		if p.m.state == Running {
 			p.text = "" // it was spared
 		}

@@ -232,6 +232,7 @@ func (l *fakeLife) WaitEmpty(ctx context.Context) error {
 	}
 }
 
+func (l *fakeLife) listen()                  {}
 func (l *fakeLife) pid() int                 { return 1000 + int(l.run) }
 func (l *fakeLife) start() uint64            { return 1 }
 func (l *fakeLife) unheard() bool            { return false }
