@@ -1,5 +1,5 @@
-// Package wire is the form of what zhx carries: the 552-byte packet of protocol 1, as the C compiler lays it out. It is
-// pure: bytes in, values out, no I/O, no state, nothing kept.
+// Package wire is the form of what zhx carries: the 552-byte packet of protocol 1, as the C compiler lays it out, and the
+// frame of protocol 2 (frame.go). It is pure: bytes in, values out, no I/O, no state, nothing kept.
 //
 //	offset  0  head[10]         the C string "head"; what follows its NUL has no meaning
 //	       10  2 bytes          the compiler's padding, no meaning
@@ -134,9 +134,6 @@ func untilNUL(b []byte) []byte {
 	return b
 }
 
-// maxName is the longest name that zhx knows, in bytes; a packet carries NameSize of them.
-const maxName = 64
-
 // ValidName tells whether name may be anybody's: [A-Za-z0-9_][A-Za-z0-9_-]{0,63}.
 func ValidName(name string) bool {
 	for i, c := range []byte(name) {
@@ -145,7 +142,7 @@ func ValidName(name string) bool {
 			return false
 		}
 	}
-	return 0 < len(name) && len(name) <= maxName
+	return 0 < len(name) && len(name) <= NameMax
 }
 
 // Reserved tells whether zhx keeps a valid name for itself: zhxd, zhxctl, zhx_server (what the prototype's clients look
