@@ -119,7 +119,7 @@ func starvedChild(socket string) {
 		fmt.Println(err)
 		return
 	}
-	b := New(&gate{sessions: map[string]*session{}}, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	b := New(&gate{sessions: map[string]*session{}}, slog.New(slog.NewTextHandler(os.Stderr, nil)), Options{})
 	if b.limit != 15 {
 		fmt.Println("it leaves nothing to others: limit", b.limit)
 	}

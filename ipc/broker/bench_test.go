@@ -20,7 +20,7 @@ func pairOfClients(t testing.TB, network string) (b *Broker, s, r net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b = New(&gate{sessions: map[string]*session{}}, slog.New(slog.DiscardHandler))
+	b = New(&gate{sessions: map[string]*session{}}, slog.New(slog.DiscardHandler), Options{})
 	served := make(chan error)
 	go func() { served <- b.Serve(ln) }()
 	dial := func() net.Conn {

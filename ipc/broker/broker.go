@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -39,7 +40,32 @@ const (
 	stuckAfter = 100 * time.Millisecond // a receiver that took nothing for so long is stuck
 	retryAfter = 100 * time.Millisecond // a refused source is asked about again; an accept that failed is tried again
 	logEvery   = time.Second            // a line that repeats passes once in so long, with the number of those kept back
+
+	// Of protocol 2.
+	controlMax       = 256 << 10       // bytes of acknowledgements, errors and states that a peer has not taken; further ones are lost and counted
+	peerBytes        = 1 << 20         // of publications that wait for a peer; then each subscription's policy decides
+	topicBytes       = 256 << 10       // the same, for one subscription
+	totalBytes       = 32 << 20        // of all that waits; then what is sent is refused, and policies decide
+	waiting          = 64              // publications that wait for a subscription, unless it says otherwise
+	maxWaiting       = 4096            // at most, whatever it says
+	maxSubscriptions = 256             // a connection, the next one is refused
+	maxWatches       = 256             // a connection, the next one is refused
+	maxTopics        = 1024            // topics with a last value, the next one is refused; topics whose subscribers are remembered, then they are looked for again
+	keptBytes        = 4 << 20         // of last values; then a new one is refused
+	maxSessions      = maxPeers + 1024 // sessions remembered; the one that left first is forgotten
+	sessionKept      = time.Minute     // how long one is remembered that has had messages to be handled, if there are so many
+	keptOutcomes     = 256             // messages to be handled of a session that are known when they are sent again; one before them is refused
+	maxOwed          = 1024            // requests that a peer has not answered; one more is refused, unless the time of one is over
+	maxFDs           = 4 * wire.FDsMax // descriptors of a peer that belong to frames which have not come; beyond, it is disconnected
+	partialTotal     = 32 << 20        // bytes of frames begun, half of them of one user; then a frame is refused and passed over
+	partialMax       = 5 * time.Second // for a frame to come wholly; then its connection is closed
+	graceFor         = 2 * time.Second // what is to be handled waits so long for a name that no client has: after the broker's start, and after its receiver left, it may come back
+	maxLeft          = 1024            // receivers that left so recently; of more, messages do not wait
+	tapBody          = 512             // bytes of a message that a tap is shown
 )
+
+// defaultHold is what may wait to be handled by a receiver for which nothing waits while it restarts.
+var defaultHold = Hold{Messages: 256, Bytes: 256 << 10, For: 10 * time.Second}
 
 // Transport is how a peer connected: "unix" or "tcp".
 type Transport string
@@ -69,19 +95,6 @@ const (
 	Watch                   // cmd 1: arm and feed the name's watchdog
 )
 
-// Gate decides who may do what; the daemon is one. It is called on the connection's goroutine, many at once, and never
-// under a lock of the broker: while it decides, only that connection waits.
-type Gate interface {
-	// Arrive is called once for a connection, before anything is read of it. The broker hands who back to Claim and to
-	// Settle's mine, and does not look into it.
-	Arrive(c Cred) (who any)
-	// Claim asks whether this peer may use a valid, unreserved name. A session is kept for the connection and not asked
-	// for again; after an error the packet is dropped and counted, and the Gate itself logs the reason.
-	Claim(who any, name string, use Use) (Session, error)
-	// Account gives the counters of the client that owns the name, nil: nobody's.
-	Account(name string) *Account
-}
-
 // Session is a peer's proved right to a name. Its methods are called from any goroutine, Hold and Release under a
 // receiver's lock, and must not block.
 type Session interface {
@@ -90,34 +103,49 @@ type Session interface {
 	Registered()              // cmd 0 took effect: the peer receives under the name
 	Arm()                     // cmd 1, wdt 0
 	Feed()                    // cmd 1, wdt 1
+	Checkpoint(name string)   // protocol 2: FEED, code 2
 	Hold()                    // zhxd stops reading this peer, since a receiver has no room; pairs nest
 	Release()                 // and goes on
 	First(target string) bool // true once a (run, target): then the broker logs "forwarded"
 	Proof() string            // how the claim was proved, for people
 }
 
-// Account counts one client's messages. The zero value works.
-type Account struct{ Received, Sent, Undeliverable, Dropped, Held atomic.Int64 }
+// Account counts one client's messages. The zero value works. What was Held is Released, or Expired, or waits still.
+type Account struct{ Received, Sent, Undeliverable, Dropped, Held, Released, Expired atomic.Int64 }
 
-// Errors of Send.
+// Errors of Send; the text of ErrNotSent says why.
 var (
 	ErrNoReceiver = errors.New("no receiver has this name")
-	ErrStuck      = errors.New("the receiver is stuck: it does not read")
+	ErrNotSent    = errors.New("not sent")
 )
+
+// Options are what a broker may be told.
+type Options struct {
+	MaxBody int // bytes of a frame's body; 0: wire.BodyDefault
+}
 
 // Counters says what the broker did since it began; what is not forwarded is in one of the others.
 type Counters struct {
-	Accepted      int64 // connections
-	Forwarded     int64 // messages written to their receiver
-	Undeliverable int64 // messages without a receiver
-	Dropped       int64 // messages to a stuck receiver
-	Refused       int64 // packets under a name that the peer may not use
-	Malformed     int64 // connections closed for a packet that is none
-	Truncated     int64 // connections that ended within a packet
-	OverLimit     int64 // connections closed at maxPeers
-	NoDescriptor  int64 // accepts that failed for want of a descriptor or memory
-	Replaced      int64 // connections closed because a newer one registered their name
-	Stuck         int64 // times a receiver became stuck
+	Accepted      int64   // connections
+	Forwarded     int64   // messages written to their receiver
+	Undeliverable int64   // messages without a receiver
+	Dropped       int64   // messages to a stuck receiver
+	Refused       int64   // packets under a name that the peer may not use
+	Malformed     int64   // connections closed for a packet that is none
+	Truncated     int64   // connections that ended within a packet
+	OverLimit     int64   // connections closed at maxPeers
+	NoDescriptor  int64   // accepts that failed for want of a descriptor or memory
+	Replaced      int64   // connections closed because a newer one registered their name
+	Stuck         int64   // times a receiver became stuck
+	Held          int64   // messages that waited for their receiver
+	Released      int64   // of those: written to it
+	Expired       int64   // of those: refused in the end
+	Published     int64   // publications
+	Gaps          int64   // publications that a slow subscriber lost
+	Unanswered    int64   // replies that came to nothing
+	Sent, Written Traffic // by peers, and to peers
+	Waiting       int64   // bytes, in all
+	Untold        int64   // acknowledgements, errors and states that a peer did not take
 }
 
 // PeerInfo is one connection as status shows it.
@@ -129,23 +157,39 @@ type PeerInfo struct {
 	Managed   bool
 	Proof     string
 	Stuck     bool
+	Sent      Traffic // by it
+	Written   Traffic // to it
+	Waiting   int     // bytes for it that it has not taken
 }
+
+// Traffic is what went one way: bytes of all kinds, messages with requests, replies and publications, descriptors.
+type Traffic struct{ Bytes, Messages, FDs int64 }
 
 // Broker is one namespace of peers. New makes it; its methods may be called from any goroutine.
 type Broker struct {
 	// Immutable:
-	gate   Gate
-	log    *slog.Logger
-	limit  int           // of peers
-	noDiag bool          // in a test: as on a kernel without sock_diag
-	done   chan struct{} // Close -> acceptors
-	passed chan struct{} // readers and acceptors that park -> Settle
+	gate        Gate
+	log         *slog.Logger
+	limit       int // of peers
+	began       time.Time
+	maxBody     int
+	incarnation uint64
+	noDiag      bool          // in a test: as on a kernel without sock_diag
+	done        chan struct{} // Close -> acceptors
+	passed      chan struct{} // readers and acceptors that park -> Settle
 
-	names    names
-	quiet    quiet
-	count    counts
-	settling atomic.Int32
-	wg       sync.WaitGroup // acceptors, readers, finishers
+	names         names
+	sessions      sessions
+	topics        topics
+	presence      presence
+	quiet         quiet
+	count         counts
+	sent, written tally                  // of connections that have ended
+	load          atomic.Int64           // bytes that wait, in boxes and as publications
+	taps          atomic.Pointer[[]*tap] // nil: none; changed under tapping
+	tapping       sync.Mutex
+	settling      atomic.Int32
+	wg            sync.WaitGroup // acceptors, readers, finishers
 
 	mu sync.Mutex
 	// mu guards:
@@ -153,18 +197,29 @@ type Broker struct {
 	hangups   *hangups // from the first Serve on
 	listeners map[*listener]struct{}
 	peers     map[*peer]struct{}
+	partial   int         // bytes of frames begun
+	partials  map[int]int // by user
 }
 
 // counts is Counters while they count.
 type counts struct {
-	accepted, forwarded, undeliverable, dropped, refused, malformed, truncated, overLimit, noDescriptor, replaced, stuck atomic.Int64
+	accepted, forwarded, undeliverable, dropped, refused, malformed, truncated, overLimit, noDescriptor, replaced, stuck,
+	held, released, expired, published, gaps, unanswered, untold atomic.Int64
 }
 
 // New makes a broker that asks g and logs to log. It does nothing until Serve.
-func New(g Gate, log *slog.Logger) *Broker {
+func New(g Gate, log *slog.Logger, o Options) *Broker {
+	if o.MaxBody == 0 {
+		o.MaxBody = wire.BodyDefault
+	}
 	return &Broker{
+		began: time.Now(), maxBody: o.MaxBody, incarnation: rand.Uint64() | 1,
 		gate: g, log: log, limit: peerLimit(), done: make(chan struct{}), passed: make(chan struct{}, 1),
-		names:     names{receivers: map[string]*claim{}},
+		names:     names{receivers: map[string]*claim{}, boxes: map[string]*box{}, left: map[string]time.Time{}},
+		sessions:  sessions{all: map[uint64]*party{}},
+		topics:    topics{cache: map[string][]*subscription{}, kept: map[string][]byte{}},
+		presence:  presence{names: map[string]*watched{}},
+		partials:  map[int]int{},
 		quiet:     quiet{last: map[pair]sparse{}},
 		listeners: map[*listener]struct{}{},
 		peers:     map[*peer]struct{}{},
@@ -192,22 +247,35 @@ func (b *Broker) Close() {
 	b.wg.Wait()
 }
 
-// Send delivers msg to target as if source had sent it, by the same path: it waits for a receiver that reads. Who source
-// may be is the caller's affair. It fails with ErrNoReceiver, ErrStuck, or what is wrong with a name or msg.
+// Send delivers msg to target as if source had sent it, by the same path: it waits for a receiver that reads, and msg is held
+// where the receiver restarts. Who source may be is the caller's affair. It fails with ErrNoReceiver, or ErrNotSent.
 func (b *Broker) Send(target, source string, msg []byte) error {
 	if !wire.ValidName(target) || !wire.ValidName(source) {
 		return fmt.Errorf("send %q to %q: not a name", source, target)
 	}
-	packet, err := wire.Packet{Cmd: wire.CmdTransfer, Target: target, Source: source, Msg: msg}.Append(nil)
-	if err == nil {
-		err = b.forward(packet, nil, nil)
+	if len(msg) > b.maxBody {
+		return fmt.Errorf("send to %q: %w: %d bytes, at most %d", target, ErrNotSent, len(msg), b.maxBody)
 	}
-	if err != nil {
-		return fmt.Errorf("send to %q: %w", target, err)
+	m := batch{b: wire.AppendFrame(nil, &wire.Frame{Type: wire.TypeMessage, To: target, From: source, Body: msg}), n: 1, frames: true}
+	rest, code, _ := b.carry(m, nil, nil, []byte(target))
+	switch {
+	case rest.n == 0:
+		b.log.Info("forwarded", "source", source, "target", target)
+		return nil
+	case code != wire.ErrStuck:
+		b.count.undeliverable.Add(1)
+		if a := b.gate.Account(target); a != nil {
+			a.Undeliverable.Add(1)
+		}
+		if code == wire.ErrNoName {
+			return fmt.Errorf("send to %q: %w", target, ErrNoReceiver)
+		}
 	}
-	b.log.Info("forwarded", "source", source, "target", target)
-	return nil
+	return fmt.Errorf("send to %q: %w: %s", target, ErrNotSent, words[code])
 }
+
+// Renew says that Gate.May may answer otherwise than it did.
+func (b *Broker) Renew() { b.names.renew() }
 
 // Revoke closes the connections of which a claim has become stale; stale may call the broker. A claim that a reader is
 // just being given is asked for again. Any goroutine may call it.
@@ -249,10 +317,22 @@ func (b *Broker) snapshot() []*peer {
 // Counters gives what was counted until now.
 func (b *Broker) Counters() Counters {
 	c := &b.count
+	var sent, written tally
+	b.mu.Lock() // a connection that ends is in one of both
+	sent.add(&b.sent)
+	written.add(&b.written)
+	for p := range b.peers {
+		sent.add(&p.sent)
+		written.add(&p.written)
+	}
+	b.mu.Unlock()
 	return Counters{
+		Sent: sent.load(), Written: written.load(), Waiting: b.load.Load(),
 		Accepted: c.accepted.Load(), Forwarded: c.forwarded.Load(), Undeliverable: c.undeliverable.Load(),
 		Dropped: c.dropped.Load(), Refused: c.refused.Load(), Malformed: c.malformed.Load(),
 		Truncated: c.truncated.Load(), OverLimit: c.overLimit.Load(), NoDescriptor: c.noDescriptor.Load(),
 		Replaced: c.replaced.Load(), Stuck: c.stuck.Load(),
+		Held: c.held.Load(), Released: c.released.Load(), Expired: c.expired.Load(), Published: c.published.Load(),
+		Gaps: c.gaps.Load(), Unanswered: c.unanswered.Load(), Untold: c.untold.Load(),
 	}
 }

@@ -4,7 +4,10 @@ package broker
 
 import (
 	"errors"
+	"maps"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // claim is a peer's right to use a name, as the gate granted it.
@@ -18,14 +21,18 @@ type claim struct {
 
 	// Owned by the peer's reader:
 	target string // the last that Session.First was asked about
+	leave  leave
 }
 
 type names struct {
+	renewed atomic.Uint64 // times that the gate has changed its mind; added to under mu
+
 	mu sync.RWMutex
 	// mu guards:
 	receivers map[string]*claim
-	renewed   uint64 // times that the gate has changed its mind
-	// and each peer's gone and, for others than its reader, its claims.
+	left      map[string]time.Time // of receivers of protocol 2 that were here a moment ago
+	boxes     map[string]*box      // of names that somebody receives under, or expects to
+	// and each peer's leaving and, for others than its reader, its claims.
 }
 
 var (
@@ -55,41 +62,85 @@ func (n *names) take(c *claim) (older *peer, err error) {
 			return nil, errTaken
 		}
 		older = old.peer
-		n.leave(older)
+		n.leave(older, c.name)
 	}
 	n.receivers[c.name] = c
+	if x := n.boxes[c.name]; x != nil {
+		x.admit(c)
+	}
 	return older, nil
+}
+
+// box gives the box of a name, and makes one if there is none.
+func (n *names) box(b *Broker, name string) *box {
+	n.mu.RLock()
+	x := n.boxes[name]
+	n.mu.RUnlock()
+	if x != nil {
+		return x
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if x = n.boxes[name]; x == nil {
+		x = &box{b: b, name: name, to: n.receivers[name]}
+		n.boxes[name] = x
+	}
+	return x
 }
 
 // drop frees what p still holds, and p takes no name any more.
 func (n *names) drop(p *peer) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.leave(p)
+	n.leave(p, "")
 }
 
-// leave wants mu.
-func (n *names) leave(p *peer) {
+// leave wants mu. Another peer is about to receive under next.
+func (n *names) leave(p *peer, next string) {
 	p.leaving = true
 	for _, c := range p.claims {
-		if n.receivers[c.name] == c {
-			delete(n.receivers, c.name)
+		if n.receivers[c.name] != c {
+			continue
+		}
+		delete(n.receivers, c.name)
+		if p.two() && c.name != next {
+			n.leftNow(c.name)
+		}
+		if x := n.boxes[c.name]; x != nil {
+			x.recall(c, c.name == next)
+			if x.empty() {
+				delete(n.boxes, c.name)
+			}
 		}
 	}
+}
+
+// leftNow wants mu.
+func (n *names) leftNow(name string) {
+	if len(n.left) >= maxLeft {
+		maps.DeleteFunc(n.left, func(_ string, at time.Time) bool { return time.Since(at) > graceFor })
+	}
+	if len(n.left) < maxLeft {
+		n.left[name] = time.Now()
+	}
+}
+
+// expected completes a standing: a name that no client has may be about to come back, and what is to be handled waits for it.
+// names.mu is held, for reading at least.
+func (b *Broker) expected(name string) Standing {
+	s := b.gate.Standing(name)
+	if !s.Managed && (time.Since(b.began) < graceFor || time.Since(b.names.left[name]) < graceFor) {
+		s.Expects, s.Hold = true, defaultHold
+		s.Hold.For = graceFor
+	}
+	return s
 }
 
 // renew makes every claim that is being asked for be asked for again.
 func (n *names) renew() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.renewed++
-}
-
-// asking is what keep wants to be told of the moment when the gate was asked.
-func (n *names) asking() uint64 {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	return n.renewed
+	n.renewed.Add(1)
 }
 
 var errRenewed = errors.New("the gate is to be asked again")
@@ -99,7 +150,7 @@ var errRenewed = errors.New("the gate is to be asked again")
 func (n *names) keep(c *claim, asked uint64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.renewed != asked {
+	if n.renewed.Load() != asked {
 		return errRenewed
 	}
 	p := c.peer

@@ -1,17 +1,19 @@
 package broker
 
-// This file writes to a receiver, and decides what becomes of messages that its socket has no room for.
+// This file writes to a connection, and decides what becomes of messages that its socket has no room for.
 //
 //	deliver ──> straight into the socket
 //	   │ no room
 //	   v                     took nothing for stuckAfter
 //	waiting: the sender's  ──────────────────────────────> stuck: messages are dropped and counted,
-//	reader parks           <────────────────────────────── the rest of a packet begun is kept
+//	reader parks           <────────────────────────────── the rest of one begun is kept
 //	                         the socket takes bytes again
 //
+//	say, add ──> queue (queue.go) ──> written before anything newer, by whoever holds the lock, else by the finisher
+//
 // The lock is held while a sender waits: that is the flow control of the others. Only one goroutine at a time may be in
-// RawConn.Write of a connection (it keeps others out without their knowing): the sender that waits, or the finisher of a
-// stuck receiver, which is fetched out of it before anybody waits again.
+// RawConn.Write of a connection (it keeps others out without their knowing): the sender that waits, or the finisher, which is
+// fetched out of it before anybody waits.
 
 import (
 	"context"
@@ -23,8 +25,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"zhx/ipc/wire"
 )
 
 type outlet struct {
@@ -34,18 +34,21 @@ type outlet struct {
 	wait func(fd uintptr) (over bool) // write, for RawConn.Write
 
 	stuck atomic.Bool // changed under mu
+	queue queue       // with its own lock, taken under mu
 
 	mu sync.Mutex
 	// mu guards:
 	gone    bool          // the peer's reader has ended
 	data    []byte        // what write has still to write
+	fds     []int         // what goes with its first byte; nil: none
 	err     error         // why it stopped; nil: it is all written
-	rest    []byte        // while stuck: of a packet begun, less than one
+	rest    []byte        // of what was begun; less than one message, or what the queue gave
+	item    *item         // that rest is of; nil: none
 	written int64         // bytes, in all
 	asOf    taken         // when it last became stuck
 	name    string        // while stuck: the receiver's
-	lost    int64         // while stuck: packets dropped
-	parked  chan struct{} // while stuck: closed by the finisher when it is out of RawConn.Write
+	lost    int64         // while stuck: messages dropped
+	parked  chan struct{} // while the finisher waits for room: closed by it when it is out of RawConn.Write
 }
 
 func (o *outlet) init(p *peer) {
@@ -60,13 +63,22 @@ func (o *outlet) init(p *peer) {
 // write writes what the socket takes of data without waiting.
 func (o *outlet) write(fd uintptr) {
 	for o.err = nil; len(o.data) > 0; {
-		n, err := writeNow(int(fd), o.data)
+		n, err := 0, error(nil)
+		if o.fds != nil {
+			if n, err = sendNow(int(fd), o.data, o.fds); err == nil {
+				o.p.written.fds.Add(int64(len(o.fds)))
+			}
+		} else {
+			n, err = writeNow(int(fd), o.data)
+		}
 		if err != nil {
 			o.err = err
 			return
 		}
+		o.fds = nil
 		o.data = o.data[n:]
 		o.written += int64(n)
+		o.p.written.bytes.Add(int64(n))
 	}
 }
 
@@ -79,6 +91,24 @@ func (o *outlet) push(b []byte) []byte {
 	return o.data
 }
 
+// flush writes what waits, as far as there is room, and tells if that was all. err says why not.
+func (o *outlet) flush() (all bool) {
+	for o.err = nil; ; {
+		if len(o.rest) > 0 {
+			if o.rest = o.push(o.rest); len(o.rest) > 0 {
+				return false
+			}
+		}
+		if o.item != nil {
+			o.item.written(o.p)
+			o.item = nil
+		}
+		if o.rest, o.item = o.queue.next(o.p); o.rest == nil {
+			return true
+		}
+	}
+}
+
 // turn is what a delivery changed, for the log, which is written without the lock.
 type turn struct {
 	began, ended bool // being stuck
@@ -86,35 +116,57 @@ type turn struct {
 	name         string // of the receiver
 }
 
-// deliver writes whole packets to the receiver known as name, for the reader of from (nil: none). It returns those that
-// it did not write because the connection is over, the first of them perhaps begun, and how many it dropped because the
-// receiver is stuck.
-func (o *outlet) deliver(packets []byte, from *peer, name string) (left []byte, dropped int) {
+// fate is what became of a batch. What is neither written nor in dropped nor left waits nowhere.
+type fate struct {
+	done    int    // messages written
+	dropped []byte // messages not written because the receiver is stuck
+	left    []byte // messages not written because the connection is over, the first of them perhaps begun
+}
+
+// deliver writes whole messages to the receiver known as name, for the reader of from (nil: none).
+func (o *outlet) deliver(m batch, from *peer, name string) (f fate) {
 	if !o.mu.TryLock() { // another is writing here, or waits for room
 		from.hold()
 		o.mu.Lock()
 		from.release()
 	}
-	left, dropped, t := o.place(packets, from, name)
-	o.data = nil // it was the sender's buffer
-	o.mu.Unlock()
+	f, t := o.place(m, from, name)
+	o.p.written.messages.Add(int64(f.done))
+	o.data, o.fds = nil, nil // they were the sender's
+	o.unlock()
 	o.report(t)
-	return left, dropped
+	return f
 }
 
 // place is deliver under the lock.
-func (o *outlet) place(packets []byte, from *peer, name string) (left []byte, dropped int, t turn) {
+func (o *outlet) place(m batch, from *peer, name string) (f fate, t turn) {
+	left := m.b
 	switch {
 	case o.gone:
-		return packets, 0, t
+		return fate{left: left}, t
 	case o.stuck.Load():
 		var alive bool
-		if left, alive = o.revive(packets); !alive {
-			return nil, o.drop(left), t
+		if left, alive = o.revive(m); !alive {
+			return o.drop(m, len(m.b)-len(left)), t
 		}
 		t = o.unstick()
+	case len(o.rest) > 0 || o.queue.some.Load():
+		if !o.flush() && o.err == unix.EAGAIN {
+			o.drain(from)
+		}
+		switch o.err {
+		case nil:
+		case unix.EAGAIN:
+			o.stick(name)
+			t.began, t.name = true, name
+			return o.drop(m, 0), t
+		default:
+			return fate{left: left}, t
+		}
+		fallthrough
 	default:
-		left = o.push(packets)
+		o.fds = m.fds
+		left = o.push(m.b)
 	}
 	if len(left) > 0 && o.err == unix.EAGAIN {
 		from.hold()
@@ -123,11 +175,25 @@ func (o *outlet) place(packets []byte, from *peer, name string) (left []byte, dr
 		if o.err == unix.EAGAIN {
 			o.stick(name)
 			t.began, t.name = true, name
-			return nil, o.drop(left), t
+			return o.drop(m, len(m.b)-len(left)), t
 		}
 	}
-	whole := (len(left) + wire.PacketSize - 1) / wire.PacketSize * wire.PacketSize
-	return packets[len(packets)-whole:], 0, t
+	if len(left) == 0 {
+		return fate{done: m.n}, t
+	}
+	done, begun := m.split(len(m.b) - len(left))
+	return fate{done: done, left: m.b[begun:]}, t
+}
+
+// drain waits until nothing waits any more, or err says why that cannot be.
+func (o *outlet) drain(from *peer) {
+	from.hold()
+	defer from.release()
+	for !o.flush() && o.err == unix.EAGAIN {
+		if o.rest = o.await(o.rest); len(o.rest) > 0 {
+			return
+		}
+	}
 }
 
 // taken is how many bytes a receiver has read, if the kernel tells: at least, and at most, since what is on its way through
@@ -151,6 +217,7 @@ func (o *outlet) taken() (t taken) {
 // is wholly read), so a receiver that only reads slowly is told by what it has read. TCP finds room by compacting, too:
 // a receiver that has read nothing since it was last stuck is so again at once.
 func (o *outlet) await(b []byte) []byte {
+	o.fetch()
 	o.data = b
 	slice, last := askAfter, o.asOf
 	for {
@@ -181,28 +248,48 @@ func (o *outlet) await(b []byte) []byte {
 func (o *outlet) stick(name string) {
 	o.stuck.Store(true)
 	o.name = name
+	o.park()
+}
+
+// park has the finisher wait for room.
+func (o *outlet) park() {
 	o.p.file.SetWriteDeadline(time.Time{})
 	parked := make(chan struct{})
 	o.parked = parked
 	o.p.b.wg.Go(func() { o.finish(parked) })
 }
 
-// drop gives up what a stuck receiver was not sent: of a packet begun the rest is kept, whole ones are lost and counted.
-func (o *outlet) drop(left []byte) (dropped int) {
-	o.rest = append(o.rest, left[:len(left)%wire.PacketSize]...)
-	dropped = len(left) / wire.PacketSize
-	o.lost += int64(dropped)
-	return dropped
+// fetch gets the finisher out of RawConn.Write.
+func (o *outlet) fetch() {
+	if o.parked != nil {
+		o.p.file.SetWriteDeadline(time.Unix(1, 0))
+		<-o.parked
+		o.parked = nil
+	}
 }
 
-// revive tries, without waiting, to go on where a stuck receiver stopped: first the packet begun, then b, of which it
-// returns the rest. The receiver is alive if its socket took bytes and, where the kernel tells, it has read some.
-func (o *outlet) revive(b []byte) (left []byte, alive bool) {
-	before := o.written
-	if o.rest = o.push(o.rest); len(o.rest) > 0 {
-		return b, false
+// drop gives up what a stuck receiver was not sent, of which it got the first written bytes: of a message begun the rest is
+// kept, whole ones are lost and counted.
+func (o *outlet) drop(m batch, written int) fate {
+	done, begun := m.split(written)
+	if begun < written { // nothing waits before it: it was begun
+		end := begun + m.size(begun)
+		o.rest = append([]byte(nil), m.b[written:end]...)
+		begun, done = end, done+1
 	}
-	if left = o.push(b); o.written == before {
+	o.lost += int64(m.n - done)
+	return fate{done: done, dropped: m.b[begun:]}
+}
+
+// revive tries, without waiting, to go on where a stuck receiver stopped: first what waits, then m, of which it returns the
+// rest. The receiver is alive if its socket took bytes and, where the kernel tells, it has read some.
+func (o *outlet) revive(m batch) (left []byte, alive bool) {
+	before := o.written
+	if !o.flush() {
+		return m.b, false
+	}
+	o.fds = m.fds
+	if left = o.push(m.b); o.written == before {
 		return left, false
 	}
 	now := o.taken()
@@ -213,26 +300,32 @@ func (o *outlet) revive(b []byte) (left []byte, alive bool) {
 func (o *outlet) unstick() turn {
 	t := turn{ended: true, lost: o.lost, name: o.name}
 	o.stuck.Store(false)
-	o.rest, o.lost, o.name = nil, 0, ""
-	o.p.file.SetWriteDeadline(time.Unix(1, 0))
-	<-o.parked
+	o.lost, o.name = 0, ""
+	o.fetch()
 	return t
 }
 
-// finish waits for a stuck receiver's socket to take bytes, also when no message comes that would try it, and finishes
-// the packet begun.
+// finish waits for room also when no message comes that would try it, and writes what waits.
 func (o *outlet) finish(parked chan struct{}) {
 	for {
 		over := o.roomy()
 		close(parked) // before the lock: who holds it may be waiting for this
 		o.mu.Lock()
-		if o.parked != parked || !o.stuck.Load() || over { // fetched; or the reader will tell of the connection's end
+		if o.parked != parked { // fetched
 			o.mu.Unlock()
 			return
 		}
-		if o.rest = o.push(o.rest); len(o.rest) == 0 {
-			t := o.unstick()
+		o.parked = nil
+		if over || o.gone { // the reader will tell of the connection's end
 			o.mu.Unlock()
+			return
+		}
+		if o.flush() || o.err != unix.EAGAIN {
+			var t turn
+			if o.stuck.Load() && o.err == nil {
+				t = o.unstick()
+			}
+			o.unlock()
 			o.report(t)
 			return
 		}
@@ -257,15 +350,44 @@ func (o *outlet) roomy() (over bool) {
 	return err != nil || fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
 }
 
+// kick has what was queued written by somebody: who holds the lock, or this goroutine.
+func (o *outlet) kick() {
+	if o.queue.some.Load() && o.mu.TryLock() {
+		o.unlock()
+	}
+}
+
+// unlock lets go of the lock once nothing is queued that has nobody to write it.
+func (o *outlet) unlock() {
+	for {
+		over := o.gone || o.parked != nil
+		if !over && (len(o.rest) > 0 || o.queue.some.Load()) && !o.flush() {
+			if over = true; o.err == unix.EAGAIN {
+				o.park()
+			}
+		}
+		o.mu.Unlock()
+		if over || !o.queue.some.Load() || !o.mu.TryLock() {
+			return
+		}
+	}
+}
+
 // close refuses all further messages.
 func (o *outlet) close() {
 	o.mu.Lock()
 	o.gone = true
+	o.fetch()
+	torn := o.item
+	o.rest, o.item = nil, nil
 	var t turn
 	if o.stuck.Load() {
 		t = o.unstick()
 	}
 	o.mu.Unlock()
+	if torn != nil && torn.mail != nil && !torn.mail.handled() { // that one its box has taken back
+		torn.mail.box.lose(torn.mail)
+	}
 	if t.ended {
 		o.log(slog.LevelInfo, "stuck receiver closed", t, "dropped", t.lost)
 	}

@@ -17,6 +17,19 @@ import (
 	"zhx/ipc/wire"
 )
 
+// tally is what went one way over a connection.
+type tally struct{ bytes, messages, fds atomic.Int64 }
+
+func (t *tally) add(other *tally) {
+	t.bytes.Add(other.bytes.Load())
+	t.messages.Add(other.messages.Load())
+	t.fds.Add(other.fds.Load())
+}
+
+func (t *tally) load() Traffic {
+	return Traffic{Bytes: t.bytes.Load(), Messages: t.messages.Load(), FDs: t.fds.Load()}
+}
+
 type peer struct {
 	// Immutable:
 	b    *Broker
@@ -30,6 +43,9 @@ type peer struct {
 	who     any
 	arrived atomic.Bool
 
+	sent, written tally               // by it, and to it
+	v2            atomic.Pointer[two] // nil: it speaks protocol 1, or has not said which; set once by the reader
+
 	busy   atomic.Bool // its reader is not parked at the end of what was there
 	ending atomic.Bool // its end of stream may have come already: it is read until EAGAIN, however little there is
 
@@ -39,9 +55,13 @@ type peer struct {
 	leaving bool     // takes no name any more
 	claims  []*claim // only the reader changes them, and reads them without the lock
 
+	watching int // names; presence.mu guards it
+
 	// Owned by the reader:
 	reader
+	chosen       bool // its protocol is known
 	end          error
+	leave        leave  // of what it sends as nobody
 	last         *claim // the last one of use Send
 	refused      string // the last source that was refused,
 	refusedUntil time.Time
@@ -65,7 +85,11 @@ func (p *peer) run() {
 	p.who = b.gate.Arrive(p.cred)
 	p.arrived.Store(true)
 	err := p.raw.Read(p.readable)
-	for errors.Is(err, os.ErrDeadlineExceeded) { // hangups woke it
+	for errors.Is(err, os.ErrDeadlineExceeded) { // hangups woke it, or the clock of a frame
+		if v := p.v2.Load(); v != nil && v.late() {
+			p.end, err = errSlow, nil
+			break
+		}
 		p.file.SetReadDeadline(time.Time{})
 		err = p.raw.Read(p.readable)
 	}
@@ -73,13 +97,24 @@ func (p *peer) run() {
 		p.end = io.EOF
 	}
 	b.names.drop(p)
+	p.out.kick() // what it was told last
 	p.farewell()
 	p.kick() // wakes a sender that waits for room here
 	p.out.close()
+	if v := p.v2.Load(); v != nil {
+		v.end()
+	}
+	for _, c := range p.claims {
+		if c.use == Receive {
+			b.Changed(c.name)
+		}
+	}
 	b.hangups.forget(p.fd)
 	p.file.Close()
 	b.mu.Lock()
 	delete(b.peers, p)
+	b.sent.add(&p.sent)
+	b.written.add(&p.written)
 	b.mu.Unlock()
 	b.step()
 }
@@ -87,8 +122,7 @@ func (p *peer) run() {
 // readable handles everything that is there; false parks the goroutine until there is more.
 func (p *peer) readable(uintptr) (over bool) {
 	p.busy.Store(true)
-	p.end = p.drain(p.pull, p)
-	if p.end != unix.EAGAIN {
+	if p.end = p.drainAll(); p.end != unix.EAGAIN {
 		return true
 	}
 	p.busy.Store(false)
@@ -96,11 +130,32 @@ func (p *peer) readable(uintptr) (over bool) {
 	return false
 }
 
+// drainAll handles all that is there, in the protocol that the connection speaks.
+func (p *peer) drainAll() error {
+	if !p.chosen {
+		if err := p.choose(); err != nil {
+			return err
+		}
+	}
+	v := p.v2.Load()
+	if v == nil {
+		return p.drain(p.pull, p)
+	}
+	err := v.drain(p.pull, v)
+	p.out.kick() // answers, all at once
+	v.clock()
+	return err
+}
+
 // read is read(2), and says EAGAIN at once where it took all that was there, as a stream's read of less than it has room for
 // does (epoll(7), questions and answers). Where the end of the stream may have come with it, only the next read tells.
 // A peer that passes descriptors or urgent data can make a read shorter; what follows those then waits for the next edge.
 func (p *peer) read(b []byte) (int, error) {
+	if v := p.v2.Load(); v != nil && v.oob != nil {
+		return v.read(b)
+	}
 	n, err := readNow(p.fd, b)
+	p.sent.bytes.Add(int64(max(n, 0)))
 	if err == nil && 0 < n && n < len(b) && !p.ending.Load() {
 		err = unix.EAGAIN
 	}
@@ -112,9 +167,9 @@ func (p *peer) farewell() {
 	var errno unix.Errno
 	switch {
 	case p.end == io.EOF, errors.As(p.end, &errno):
-		if len(p.torn) > 0 {
+		if v := p.v2.Load(); len(p.torn) > 0 || v != nil && (len(v.torn) > 0 || v.skip > 0) {
 			p.b.count.truncated.Add(1)
-			p.b.log.Debug("connection ended within a packet", p.attrs("bytes", len(p.torn))...)
+			p.b.log.Debug("connection ended within a packet", p.attrs()...)
 		}
 	case p.cred.Transport == TCP: // a browser's or a scanner's text: not worth a line each
 		p.b.count.malformed.Add(1)
@@ -154,7 +209,10 @@ func (p *peer) packet(b []byte) error {
 	switch {
 	case !ok:
 	case use == Receive:
-		p.register(c)
+		if err := p.register(c); err != nil {
+			p.refuse(1, c.name, err)
+		}
+		p.out.kick() // what has waited for it
 	case wire.Wdt(b) == wire.WatchdogArm:
 		c.session.Arm()
 	default:
@@ -163,18 +221,60 @@ func (p *peer) packet(b []byte) error {
 	return nil
 }
 
-func (p *peer) register(c *claim) {
+// register makes this connection the receiver under the name of c.
+func (p *peer) register(c *claim) error {
 	older, err := p.b.names.take(c)
 	if err != nil {
-		p.refuse(1, c.name, err)
-		return
+		return err
 	}
 	c.session.Registered()
 	if older != nil {
 		p.b.count.replaced.Add(1)
 		p.b.log.Info("receiver replaced", older.attrs("client", c.name, "next", "a newer connection registered the name; this one is closed")...)
-		older.kick()
+		older.replaced(c.name)
 	}
+	p.b.Changed(c.name)
+	return nil
+}
+
+// replaced ends a connection whose name another has; the next write of its client fails, and what it is told last is still sent.
+func (p *peer) replaced(name string) {
+	v := p.v2.Load()
+	if v == nil {
+		p.kick()
+		return
+	}
+	p.tell(errorFrame(v.party.id, 0, wire.ErrTaken, name, 0, ""))
+	p.ending.Store(true)
+	p.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
+}
+
+// leave is the last that the gate has allowed.
+type leave struct {
+	target string
+	asOf   uint64 // when the gate had changed its mind so many times
+}
+
+// may asks the gate, unless it was asked the same before. from nil is nobody; p nil is zhx itself, which may.
+func (p *peer) may(from *claim, what Action, target []byte) error {
+	if p == nil {
+		return nil
+	}
+	last, source := &p.leave, ""
+	if from != nil {
+		last, source = &from.leave, from.name
+	}
+	now := p.b.names.renewed.Load()
+	if what == SendTo && last.target == string(target) && last.asOf == now {
+		return nil
+	}
+	if err := p.b.gate.May(p.who, source, what, string(target)); err != nil {
+		return err
+	}
+	if what == SendTo {
+		*last = leave{string(target), now}
+	}
+	return nil
 }
 
 var (
@@ -199,7 +299,7 @@ func (p *peer) claim(name []byte, use Use, n int64) (*claim, bool) {
 	}
 	p.last = nil // keep may forget it
 	for err := errRenewed; err == errRenewed; {
-		asked := p.b.names.asking()
+		asked := p.b.names.renewed.Load()
 		session, no := p.b.gate.Claim(p.who, c.name, use)
 		if no != nil {
 			p.b.count.refused.Add(n)
@@ -222,9 +322,8 @@ func (p *peer) refuse(n int64, name string, err error) {
 	}
 }
 
-// source gives the claim of a stretch of n packets; nil with ok: its source is no name, so nobody's.
-func (p *peer) source(b []byte, n int64) (c *claim, ok bool) {
-	name := wire.Source(b)
+// source gives the claim of n messages from name; nil with ok: that is no name, so they are nobody's.
+func (p *peer) source(name []byte, n int64) (c *claim, ok bool) {
 	switch {
 	case p.last != nil && p.last.name == string(name):
 		return p.last, true
@@ -244,8 +343,9 @@ func (p *peer) source(b []byte, n int64) (c *claim, ok bool) {
 
 // stretch forwards transfer packets of one route.
 func (p *peer) stretch(b []byte) {
-	if from, ok := p.source(b, int64(len(b)/wire.PacketSize)); ok {
-		p.b.forward(b, p, from) // its errors are counted, and nobody can be told
+	p.sent.messages.Add(int64(len(b) / wire.PacketSize))
+	if from, ok := p.source(wire.Source(b), int64(len(b)/wire.PacketSize)); ok {
+		p.b.forward(b, p, from)
 	}
 }
 
@@ -270,7 +370,11 @@ func (p *peer) release() {
 func (p *peer) info() PeerInfo {
 	p.b.names.mu.RLock()
 	defer p.b.names.mu.RUnlock()
-	info := PeerInfo{PID: p.cred.PID, UID: p.cred.UID, Transport: p.cred.Transport, Protocol: 1, Stuck: p.out.stuck.Load()}
+	info := PeerInfo{PID: p.cred.PID, UID: p.cred.UID, Transport: p.cred.Transport, Protocol: 1, Stuck: p.out.stuck.Load(),
+		Sent: p.sent.load(), Written: p.written.load(), Waiting: p.out.queue.waiting()}
+	if p.two() {
+		info.Protocol = 2
+	}
 	for _, c := range p.claims {
 		if !slices.Contains(info.Names, c.name) {
 			info.Names = append(info.Names, c.name)

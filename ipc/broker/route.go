@@ -11,49 +11,216 @@ import (
 	"zhx/ipc/wire"
 )
 
-// forward delivers transfer packets of one route. p is their sender and from its claim; nil: nobody's. The error is for
-// Send; all is counted here.
-func (b *Broker) forward(packets []byte, p *peer, from *claim) error {
+// forward delivers transfer packets of one route. p is their sender and from its claim; nil: nobody's.
+func (b *Broker) forward(packets []byte, p *peer, from *claim) {
+	m := batch{b: packets, n: len(packets) / wire.PacketSize}
 	if from != nil && from.account != nil {
-		from.account.Sent.Add(int64(len(packets) / wire.PacketSize))
+		from.account.Sent.Add(int64(m.n))
 	}
-	name := wire.Target(packets)
+	target := wire.Target(packets)
+	if err := p.may(from, SendTo, target); err != nil {
+		p.refuse(int64(m.n), string(wire.Source(packets)), err)
+		return
+	}
+	rest, code, _ := b.carry(m, p, from, target)
+	if rest.n > 0 && code != wire.ErrStuck {
+		b.undeliverable(string(target), string(wire.Source(packets)), code, rest.n)
+	}
+}
+
+// carry takes messages of one route to whoever receives under target, or has them wait for it. It returns those that will
+// not get there, the code that says why, and when to try again, and has counted all but them; those dropped for a stuck one, too.
+func (b *Broker) carry(m batch, p *peer, from *claim, target []byte) (rest batch, code uint8, back time.Duration) {
 	for range 2 { // again, if the receiver goes away meanwhile: its successor may be there
-		to := b.names.find(name)
+		to := b.names.find(target)
 		if to == nil {
 			break
 		}
-		left, dropped := to.peer.out.deliver(packets, p, to.name)
-		done := int64((len(packets)-len(left))/wire.PacketSize - dropped)
-		b.count.forwarded.Add(done)
-		if to.account != nil {
-			to.account.Received.Add(done)
-		}
-		if done > 0 {
-			b.first(packets, p, from, to)
-		}
-		if dropped > 0 {
-			b.count.dropped.Add(int64(dropped))
-			if to.account != nil {
-				to.account.Dropped.Add(int64(dropped))
+		for m.n > 0 {
+			out := m
+			if two := to.peer.two(); two != m.frames {
+				if out, code = m.convert(two); code != 0 {
+					return m, code, 0
+				}
 			}
-			return ErrStuck
+			request := out.frames && out.b[wire.OffsetType] == wire.TypeRequest // on its own
+			switch {
+			case out.fds != nil && !to.peer.takesFDs():
+				return m, wire.ErrNoFDs, 0
+			case request && !to.peer.owe(wire.FrameSession(out.b), wire.FrameID(out.b), deadline(out.b)):
+				return m, wire.ErrFull, 0
+			}
+			f := to.peer.out.deliver(out, p, to.name)
+			if request && f.done == 0 {
+				to.peer.paid(wire.FrameSession(out.b), wire.FrameID(out.b))
+			}
+			if f.done > 0 {
+				b.count.forwarded.Add(int64(f.done))
+				if to.account != nil {
+					to.account.Received.Add(int64(f.done))
+				}
+				b.first(m, p, from, to)
+				b.tapped(m, f.done, "written")
+				m = m.skip(f.done)
+			}
+			switch {
+			case len(f.dropped) > 0:
+				b.count.dropped.Add(int64(m.n))
+				if to.account != nil {
+					to.account.Dropped.Add(int64(m.n))
+				}
+				return m, wire.ErrStuck, 0
+			case len(f.left) > 0:
+				to = nil
+			}
+			if to == nil {
+				break
+			}
 		}
-		if packets = left; len(packets) == 0 {
-			return nil
+		if m.n == 0 {
+			return m, 0, 0
 		}
 	}
-	b.undeliverable(packets, p)
-	return ErrNoReceiver
+	return b.hold(m, string(target))
+}
+
+// hold has messages wait for a receiver that is expected.
+func (b *Broker) hold(m batch, target string) (rest batch, code uint8, back time.Duration) {
+	standing := b.gate.Standing(target)
+	if !standing.Managed && m.frames && m.b[wire.OffsetType] == wire.TypeMessage && m.b[wire.OffsetCode] == wire.LevelHandled {
+		b.names.mu.RLock()
+		standing = b.expected(target)
+		b.names.mu.RUnlock()
+	}
+	if !standing.waits() || m.fds != nil {
+		return m, standing.refusal(), standing.Back
+	}
+	for m.n > 0 {
+		mail := mailOf(m)
+		if m.frames && m.b[wire.OffsetFlags]&wire.NoHold != 0 {
+			return m, wire.ErrRestarting, standing.Back
+		}
+		if code = b.post(target, mail, standing.Hold); code != 0 {
+			return m, code, standing.Back
+		}
+		b.tapped(m, 1, "held")
+		m = m.skip(1)
+	}
+	return m, waits, 0
+}
+
+// waits is no error: the messages wait in a box.
+const waits = 255
+
+// post puts a mail into the box of a name.
+func (b *Broker) post(name string, m *mail, hold Hold) (code uint8) {
+	for {
+		b.names.box(b, name)
+		b.names.mu.RLock()
+		x, to := b.names.boxes[name], b.names.receivers[name]
+		if x != nil {
+			code = x.put(m, hold)
+		}
+		b.names.mu.RUnlock()
+		if x == nil { // it was forgotten just now
+			continue
+		}
+		if to != nil {
+			to.peer.out.kick()
+		}
+		return code
+	}
+}
+
+// mailOf copies the first message of a batch.
+func mailOf(m batch) *mail {
+	frame := m.b[:m.size(0)]
+	mail := &mail{frame: append([]byte(nil), frame...), packet: !m.frames, kind: wire.TypeMessage}
+	if m.frames {
+		mail.kind, mail.level = frame[wire.OffsetType], frame[wire.OffsetCode]
+		mail.session, mail.id = wire.FrameSession(frame), wire.FrameID(frame)
+		mail.deadline = deadline(frame)
+		mail.expires = mail.deadline
+	}
+	return mail
+}
+
+// deadline is when a frame's time is over; zero: never.
+func deadline(frame []byte) (end time.Time) {
+	if ms := wire.FrameTime(frame); ms > 0 {
+		end = time.Now().Add(time.Duration(ms) * time.Millisecond)
+	}
+	return end
+}
+
+// skip is without the first n messages.
+func (m batch) skip(n int) batch {
+	at := len(m.b)
+	switch {
+	case n == m.n:
+	case m.frames:
+		at = 0
+		for range n {
+			at += m.size(at)
+		}
+	default:
+		at = n * wire.PacketSize
+	}
+	m.b, m.n = m.b[at:], m.n-n
+	return m
+}
+
+// convert gives as many of the first messages as have one, at least one, the form of the other protocol.
+func (m batch) convert(two bool) (out batch, code uint8) {
+	switch {
+	case two:
+		return batch{b: appendFrames(nil, m.b), n: m.n, frames: true}, 0
+	case m.fds != nil:
+		return m, wire.ErrNoFDs
+	case m.b[wire.OffsetType] == wire.TypeRequest:
+		return m, wire.ErrUnanswered
+	}
+	for at := 0; out.n < m.n; out.n++ {
+		size := m.size(at)
+		b, ok := appendPacket(out.b, m.b[at:at+size])
+		if !ok {
+			break
+		}
+		out.b = b
+		at += size
+	}
+	if out.n == 0 {
+		return m, wire.ErrTooBig
+	}
+	return out, 0
+}
+
+// appendFrames appends packets as frames.
+func appendFrames(dst, packets []byte) []byte {
+	for ; len(packets) > 0; packets = packets[wire.PacketSize:] {
+		dst = wire.AppendFrame(dst, &wire.Frame{
+			Type: wire.TypeMessage, Flags: wire.FromV1, To: string(wire.Target(packets)), From: string(wire.Source(packets)),
+			Body: packets[wire.OffsetMsg:wire.PacketSize],
+		})
+	}
+	return dst
+}
+
+// appendPacket appends a frame as a packet, if it fits into one.
+func appendPacket(dst, frame []byte) ([]byte, bool) {
+	b, err := wire.Packet{
+		Cmd: wire.CmdTransfer, Target: string(wire.FrameTo(frame)), Source: string(wire.FrameFrom(frame)), Msg: wire.FrameBody(frame),
+	}.Append(dst)
+	return b, err == nil
 }
 
 // first logs a (run, target) pair's first message.
-func (b *Broker) first(packets []byte, p *peer, from, to *claim) {
+func (b *Broker) first(m batch, p *peer, from, to *claim) {
 	switch {
 	case from == nil:
 		if p != nil && !p.anonymous { // nobody's run: once a connection
 			p.anonymous = true
-			b.log.Info("forwarded", p.attrs("source", shown(string(wire.Source(packets))), "target", to.name)...)
+			b.log.Info("forwarded", p.attrs("source", shown(m.source()), "target", to.name)...)
 		}
 	case from.target != to.name:
 		from.target = to.name
@@ -63,19 +230,34 @@ func (b *Broker) first(packets []byte, p *peer, from, to *claim) {
 	}
 }
 
-func (b *Broker) undeliverable(packets []byte, p *peer) {
-	n := int64(len(packets) / wire.PacketSize)
-	target, source := string(wire.Target(packets)), string(wire.Source(packets))
-	b.count.undeliverable.Add(n)
-	if a := b.gate.Account(target); a != nil {
-		a.Undeliverable.Add(n)
+func (m batch) source() string {
+	if m.frames {
+		return string(wire.FrameFrom(m.b))
 	}
-	if p == nil {
-		return // Send tells its caller
+	return string(wire.Source(m.b))
+}
+
+func (b *Broker) undeliverable(target, source string, code uint8, n int) {
+	b.count.undeliverable.Add(int64(n))
+	if a := b.gate.Account(target); a != nil {
+		a.Undeliverable.Add(int64(n))
 	}
 	if kept, ok := b.quiet.pass(pairOf(source, target)); ok {
-		b.log.Warn("no receiver", "source", shown(source), "target", shown(target), "next", "message dropped and counted", "kept_back", kept)
+		text := "no receiver"
+		if code == wire.ErrFull || code == wire.ErrTooBig {
+			text = "not delivered"
+		}
+		b.log.Warn(text, "source", shown(source), "target", shown(target), "err", words[code], "next", "message dropped and counted", "kept_back", kept)
 	}
+}
+
+// words are the codes of errors for people.
+var words = [...]string{
+	wire.ErrNoName: "nobody has this name", wire.ErrRestarting: "its client is being restarted", wire.ErrStopped: "its client is stopped",
+	wire.ErrFailed: "its client has failed", wire.ErrFull: "no room to wait", wire.ErrDenied: "the configuration does not allow it",
+	wire.ErrTooBig: "too big for its receiver", wire.ErrExpired: "its time is over", wire.ErrStuck: "the receiver does not read",
+	wire.ErrGone: "the receiver ended", wire.ErrNoFDs: "descriptors do not get there", wire.ErrBad: "the frame makes no sense",
+	wire.ErrTaken: "another connection has the name", wire.ErrUnanswered: "the receiver cannot reply",
 }
 
 // shown is a name as a log line shows it: quoted where it is none.

@@ -49,7 +49,7 @@ type world struct {
 func start(t *testing.T, tune ...func(*Broker)) *world {
 	t.Helper()
 	w := &world{t: t, gate: &gate{sessions: map[string]*session{}}, log: &logbook{more: make(chan struct{}, 1)}, listen: map[Transport]net.Listener{}}
-	w.Broker = New(w.gate, slog.New(w.log))
+	w.Broker = New(w.gate, slog.New(w.log), Options{})
 	for _, f := range tune {
 		f(w.Broker)
 	}
@@ -199,6 +199,8 @@ type gate struct {
 	sessions map[string]*session
 	creds    []Cred
 	deny     func(name string, use Use) error
+	forbid   func(source string, what Action, target string) error
+	standing map[string]Standing
 }
 
 func (g *gate) Arrive(c Cred) any {
@@ -231,6 +233,39 @@ func (g *gate) Claim(who any, name string, use Use) (Session, error) {
 	return g.session(name), nil
 }
 
+func (g *gate) Admit(_ any, cookie []byte) error {
+	if string(cookie) != "cookie" {
+		return errors.New("not the cookie")
+	}
+	return nil
+}
+
+func (g *gate) May(_ any, source string, what Action, target string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.forbid != nil {
+		return g.forbid(source, what, target)
+	}
+	return nil
+}
+
+func (g *gate) Standing(name string) Standing {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.standing[name]
+}
+
+// stands sets what is known of a name.
+func (w *world) stands(name string, s Standing) {
+	w.gate.mu.Lock()
+	if w.gate.standing == nil {
+		w.gate.standing = map[string]Standing{}
+	}
+	w.gate.standing[name] = s
+	w.gate.mu.Unlock()
+	w.Changed(name)
+}
+
 func (g *gate) Account(name string) *Account { return g.session(name).Account() }
 
 // refuse makes the gate refuse what deny does.
@@ -252,12 +287,12 @@ func (g *gate) session(name string) *session {
 }
 
 type session struct {
-	account                     Account
-	managed                     atomic.Bool
-	armed, fed, holds, releases atomic.Int64
-	held                        chan struct{} // Hold -> a test
-	mu                          sync.Mutex
-	seen                        map[string]bool
+	account                             Account
+	managed                             atomic.Bool
+	armed, fed, holds, releases, passed atomic.Int64
+	held                                chan struct{} // Hold -> a test
+	mu                                  sync.Mutex
+	seen                                map[string]bool
 }
 
 func (s *session) Managed() bool     { return s.managed.Load() }
@@ -265,6 +300,7 @@ func (s *session) Account() *Account { return &s.account }
 func (s *session) Registered()       {}
 func (s *session) Arm()              { s.armed.Add(1) }
 func (s *session) Feed()             { s.fed.Add(1) }
+func (s *session) Checkpoint(string) { s.passed.Add(1) }
 func (s *session) Release()          { s.releases.Add(1) }
 func (s *session) Proof() string     { return "test" }
 func (s *session) Hold() {

@@ -1,0 +1,327 @@
+package broker
+
+// This file is where messages wait for their receiver: while its client restarts, and those to be handled one at a time,
+// behind the one that the receiver has.
+//
+//	no receiver, but Standing.Expects ─put─> waiting ──a connection registers the name: admit──> its queue ─> socket
+//	level handled ────────────────────put─> waiting ──advance, one at a time──> flight ─> queue ─> socket ─ACK─> done
+//	                                           ^                                  │
+//	                                           └── the receiver ends: recall, the one in flight first, marked Repeat
+//
+// Every mail ends once: written, handled, expired or refused; its sender is told, and the account counts it.
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"zhx/ipc/wire"
+)
+
+// mail is one message, or request, that waits.
+type mail struct {
+	// Immutable:
+	box         *box
+	session, id uint64 // 0: of protocol 1
+	kind, level uint8
+	deadline    time.Time // of a request's reply
+
+	// box.mu guards until it is in a queue; then it is immutable:
+	frame   []byte    // its own copy, in the form of
+	packet  bool      // protocol 1, else 2
+	held    bool      // counted as such
+	expires time.Time // zero: never
+}
+
+func (m *mail) handled() bool { return m.level == wire.LevelHandled && m.kind == wire.TypeMessage }
+
+type box struct {
+	// Immutable:
+	b    *Broker
+	name string
+
+	mu sync.Mutex // taken under names.mu
+	// mu guards:
+	to      *claim // who receives; nil: nobody
+	waiting []*mail
+	bytes   int   // of waiting
+	flight  *mail // to be handled, given to the receiver and not answered
+	timer   *time.Timer
+}
+
+// put takes a mail in behind the others; code: it is refused for that. names.mu is held, for reading at least. Whoever calls it
+// kicks the receiver.
+func (x *box) put(m *mail, hold Hold) (code uint8) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.waiting) >= hold.Messages || len(x.waiting) > 0 && x.bytes+len(m.frame) > hold.Bytes || x.b.load.Load()+int64(len(m.frame)) > totalBytes {
+		return wire.ErrFull
+	}
+	m.box = x
+	if x.to == nil {
+		x.holds(m, hold)
+	}
+	x.take(m, len(x.waiting))
+	if x.to != nil {
+		x.advance()
+	} else {
+		x.judge(x.b.expected(x.name)) // the receiver may have gone since it was asked for
+	}
+	x.wake()
+	return 0
+}
+
+// take and give account for what waits. They want mu, as all that follows.
+func (x *box) take(m *mail, at int) {
+	x.waiting = slices.Insert(x.waiting, at, m)
+	x.bytes += len(m.frame)
+	x.b.load.Add(int64(len(m.frame)))
+}
+
+func (x *box) give(i int) *mail {
+	m := x.waiting[i]
+	x.waiting = slices.Delete(x.waiting, i, i+1)
+	x.bytes -= len(m.frame)
+	x.b.load.Add(-int64(len(m.frame)))
+	return m
+}
+
+// holds begins a mail's time of waiting for a receiver that is not there.
+func (x *box) holds(m *mail, hold Hold) {
+	if end := time.Now().Add(hold.For); m.expires.IsZero() || end.Before(m.expires) {
+		m.expires = end
+	}
+	if !m.held {
+		m.held = true
+		x.b.count.held.Add(1)
+		if a := x.b.gate.Account(x.name); a != nil {
+			a.Held.Add(1)
+		}
+	}
+}
+
+// admit gives a new receiver all that waits, up to the second that is to be handled. names.mu is held for writing: nobody
+// can send to the receiver before that.
+func (x *box) admit(c *claim) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.to = c
+	x.advance()
+}
+
+// advance queues what may go to the receiver now.
+func (x *box) advance() {
+	var ready []*mail
+	for i := 0; i < len(x.waiting); {
+		m := x.waiting[i]
+		if m.handled() && x.to.peer.two() {
+			if x.flight != nil {
+				i++
+				continue
+			}
+			x.flight = m
+		}
+		x.give(i)
+		if code := m.convert(x.to.peer.two()); code != 0 {
+			x.refuse(m, code, 0)
+			if x.flight == m {
+				x.flight = nil
+			}
+			continue
+		}
+		ready = append(ready, m)
+	}
+	if len(ready) > 0 {
+		x.to.peer.out.queue.add(ready...)
+	}
+}
+
+// convert gives the mail the form of the receiver's protocol.
+func (m *mail) convert(two bool) (code uint8) {
+	switch {
+	case two == !m.packet:
+	case two:
+		m.frame, m.packet = appendFrames(nil, m.frame), false
+	case m.kind == wire.TypeRequest:
+		return wire.ErrUnanswered
+	default:
+		packet, ok := appendPacket(nil, m.frame)
+		if !ok {
+			return wire.ErrTooBig
+		}
+		m.frame, m.packet = packet, true
+	}
+	return 0
+}
+
+// recall takes back what the receiver c was not given, and what it may not have handled. names.mu is held for writing. next:
+// another receiver takes its place at once.
+func (x *box) recall(c *claim, next bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.to != c {
+		return
+	}
+	x.to = nil
+	back := c.peer.out.queue.recall(x)
+	if f := x.flight; f != nil && !slices.Contains(back, f) { // its writing was begun
+		again := *f // it may be being written
+		again.frame = slices.Clone(f.frame)
+		again.frame[wire.OffsetFlags] |= wire.Repeat
+		back = slices.Insert(back, 0, &again)
+	}
+	x.flight = nil
+	for i, m := range back {
+		x.take(m, i)
+	}
+	if !next {
+		standing := x.b.expected(x.name)
+		for _, m := range x.waiting {
+			x.holds(m, standing.Hold)
+		}
+		x.judge(standing)
+	}
+	x.wake()
+}
+
+// empty tells whether the box may be forgotten.
+func (x *box) empty() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.waiting) == 0 && x.flight == nil
+}
+
+// changed looks again at what waits, when the standing of the name may be another.
+func (x *box) changed(s Standing) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.judge(s)
+	x.wake()
+}
+
+// cancel takes a request away that waits; false: it does not wait here.
+func (x *box) cancel(session, id uint64) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	i := slices.IndexFunc(x.waiting, func(m *mail) bool { return m.session == session && m.id == id })
+	if i < 0 || x.waiting[i].kind != wire.TypeRequest {
+		return false
+	}
+	x.refuse(x.give(i), wire.ErrExpired, 0)
+	return true
+}
+
+// judge refuses what waits where it waits in vain, now that nobody receives.
+func (x *box) judge(s Standing) {
+	code := s.refusal()
+	switch {
+	case x.to != nil || s.waits():
+		return
+	case code == wire.ErrNoName:
+		code = wire.ErrGone // there was somebody
+	}
+	for len(x.waiting) > 0 {
+		x.refuse(x.give(0), code, s.Back)
+	}
+}
+
+// refuse ends a mail, and tells its sender.
+func (x *box) refuse(m *mail, code uint8, back time.Duration) {
+	a := x.b.gate.Account(x.name)
+	switch {
+	case m.held:
+		x.b.count.expired.Add(1)
+		if a != nil {
+			a.Expired.Add(1)
+		}
+	case a != nil:
+		a.Undeliverable.Add(1)
+		fallthrough
+	default:
+		x.b.count.undeliverable.Add(1)
+	}
+	x.b.failed(m.session, m.id, code, x.name, back)
+}
+
+// lose ends a mail of which the receiver got a part.
+func (x *box) lose(m *mail) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.refuse(m, wire.ErrGone, 0)
+}
+
+// wake sets the timer to the first that expires.
+func (x *box) wake() {
+	var first time.Time
+	for _, m := range x.waiting {
+		if !m.expires.IsZero() && (first.IsZero() || m.expires.Before(first)) {
+			first = m.expires
+		}
+	}
+	switch {
+	case first.IsZero():
+		if x.timer != nil {
+			x.timer.Stop()
+		}
+	case x.timer == nil:
+		x.timer = time.AfterFunc(time.Until(first), x.expire)
+	default:
+		x.timer.Reset(time.Until(first))
+	}
+}
+
+// expire refuses what has waited long enough. What waits behind one in flight for a receiver that is there, only by its own time.
+func (x *box) expire() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := time.Now()
+	for i := 0; i < len(x.waiting); {
+		if m := x.waiting[i]; !m.expires.IsZero() && !now.Before(m.expires) {
+			code := uint8(wire.ErrExpired)
+			if x.to == nil && !x.b.gate.Standing(x.name).Managed { // its grace is over
+				code = wire.ErrNoName
+			}
+			x.refuse(x.give(i), code, 0)
+		} else {
+			i++
+		}
+	}
+	x.wake()
+}
+
+// done ends the flight that a receiver has handled, and lets the next one go; false: it is not in flight here.
+func (x *box) done(c *claim, session, id uint64) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if f := x.flight; x.to != c || f == nil || f.session != session || f.id != id {
+		return false
+	}
+	x.flight = nil
+	x.advance()
+	return true
+}
+
+// begin is called just before the mail is written to p.
+func (m *mail) begin(p *peer) {
+	if m.kind == wire.TypeRequest {
+		p.owe(m.session, m.id, m.deadline)
+	}
+}
+
+// written is called under the outlet's lock.
+func (m *mail) written(p *peer) {
+	b, a := m.box.b, m.box.b.gate.Account(m.box.name)
+	b.count.forwarded.Add(1)
+	if m.held {
+		b.count.released.Add(1)
+	}
+	if a != nil {
+		a.Received.Add(1)
+		if m.held {
+			a.Released.Add(1)
+		}
+	}
+	if m.level == wire.LevelWritten || m.level == wire.LevelHandled && !p.two() {
+		b.acknowledge(m.session, m.id, wire.LevelWritten)
+	}
+}

@@ -1,0 +1,236 @@
+package broker
+
+// This file is what waits for a connection of protocol 2: first what zhx itself has to say, then messages that were held,
+// and publications. Nobody waits here; each kind has a limit of its own.
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"zhx/ipc/wire"
+)
+
+// batch is messages of one route, one after the other.
+type batch struct {
+	b      []byte
+	n      int   // messages
+	frames bool  // of protocol 2; else packets
+	fds    []int // that go with the only message; nil: none
+}
+
+// size is that of the message at an offset.
+func (m batch) size(at int) int {
+	if m.frames {
+		size, _ := wire.FrameSize(m.b[at:])
+		return size
+	}
+	return wire.PacketSize
+}
+
+// split tells how many messages the first written bytes are, and where the first begins that is not wholly among them.
+func (m batch) split(written int) (done, begun int) {
+	if !m.frames {
+		done = written / wire.PacketSize
+		return done, done * wire.PacketSize
+	}
+	for begun < len(m.b) {
+		size := m.size(begun)
+		if begun+size > written {
+			break
+		}
+		begun += size
+		done++
+	}
+	return done, begun
+}
+
+type queue struct {
+	some atomic.Bool // something waits; changed under mu
+
+	mu sync.Mutex
+	// mu guards:
+	control []byte  // whole frames, at most controlMax
+	items   []*item // in order
+	bytes   int     // of publications among them
+}
+
+// item is one message that waits.
+type item struct {
+	frame []byte        // never written to
+	mail  *mail         // nil: it was not held
+	sub   *subscription // nil: it is no publication
+	gap   bool          // it stands where publications of sub were lost
+}
+
+// written is called when all of it is in the socket, under the outlet's lock.
+func (it *item) written(p *peer) {
+	p.written.messages.Add(1)
+	if it.mail != nil {
+		it.mail.written(p)
+	}
+}
+
+// next takes what is to be written next: all of control, or one item; nil: nothing waits.
+func (q *queue) next(p *peer) ([]byte, *item) {
+	if !q.some.Load() {
+		return nil, nil
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.control) > 0 {
+		b := q.control
+		q.control = nil
+		q.some.Store(len(q.items) > 0)
+		return b, nil
+	}
+	if len(q.items) == 0 {
+		return nil, nil
+	}
+	it := q.items[0]
+	q.remove(0)
+	switch {
+	case it.gap:
+		lost := it.sub.lost
+		it.sub.lost = 0
+		return wire.AppendFrame(nil, &wire.Frame{Type: wire.TypeGap, ID: lost, To: it.sub.pattern}), nil
+	case it.mail != nil:
+		it.mail.begin(p)
+	}
+	return it.frame, it
+}
+
+// remove wants mu.
+func (q *queue) remove(i int) {
+	it := q.items[i]
+	q.items = slices.Delete(q.items, i, i+1)
+	if len(q.items) == 0 {
+		q.items = nil
+	}
+	q.some.Store(len(q.items) > 0 || len(q.control) > 0)
+	switch {
+	case it.sub == nil:
+	case it.gap:
+		it.sub.gap = false
+	default:
+		q.account(it, -1)
+	}
+}
+
+// account wants mu.
+func (q *queue) account(it *item, sign int) {
+	it.sub.waiting += sign
+	it.sub.bytes += sign * len(it.frame)
+	q.bytes += sign * len(it.frame)
+	it.sub.peer.b.load.Add(int64(sign * len(it.frame)))
+}
+
+// say queues a frame of zhx's own. It is lost, and counted, where the peer has not taken controlMax of them.
+func (p *peer) say(f *wire.Frame) {
+	q := &p.out.queue
+	q.mu.Lock()
+	if len(q.control) < controlMax {
+		q.control = wire.AppendFrame(q.control, f)
+		q.some.Store(true)
+	} else {
+		p.b.count.untold.Add(1)
+	}
+	q.mu.Unlock()
+}
+
+// tell is say to any connection: it is written at once if there is room and nobody is writing.
+func (p *peer) tell(f *wire.Frame) {
+	p.say(f)
+	p.out.kick()
+}
+
+// add queues mails in front of everything that is queued by now but other mails.
+func (q *queue) add(mails ...*mail) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, m := range mails {
+		q.items = append(q.items, &item{frame: m.frame, mail: m})
+	}
+	q.some.Store(len(q.items) > 0 || len(q.control) > 0)
+}
+
+// recall takes the mails of a box back that were not begun.
+func (q *queue) recall(of *box) (mails []*mail) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.items = slices.DeleteFunc(q.items, func(it *item) bool {
+		mine := it.mail != nil && it.mail.box == of
+		if mine {
+			mails = append(mails, it.mail)
+		}
+		return mine
+	})
+	q.some.Store(len(q.items) > 0 || len(q.control) > 0)
+	return mails
+}
+
+// publish queues a publication by the subscription's policy; false: the connection is to be closed.
+func (q *queue) publish(frame []byte, s *subscription) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := s.peer.b
+	full := func() bool {
+		return s.waiting >= s.limit || s.bytes+len(frame) > topicBytes || q.bytes+len(frame) > peerBytes || b.load.Load()+int64(len(frame)) > totalBytes
+	}
+	for full() {
+		oldest := -1
+		switch s.policy {
+		case wire.Disconnect:
+			b.count.gaps.Add(1)
+			return false
+		case wire.DropOldest, wire.LatestOnly:
+			oldest = slices.IndexFunc(q.items, func(it *item) bool { return it.sub == s && !it.gap })
+		}
+		if oldest < 0 { // this one is lost
+			q.lose(s, len(q.items))
+			return true
+		}
+		q.remove(oldest)
+		q.lose(s, oldest)
+	}
+	it := &item{frame: frame, sub: s}
+	q.account(it, 1)
+	q.items = append(q.items, it)
+	q.some.Store(true)
+	return true
+}
+
+// lose counts a publication that is lost at a place in the queue. It wants mu.
+func (q *queue) lose(s *subscription, at int) {
+	s.lost++
+	s.peer.b.count.gaps.Add(1)
+	if !s.gap {
+		s.gap = true
+		q.items = slices.Insert(q.items, at, &item{sub: s, gap: true})
+	}
+	q.some.Store(true)
+}
+
+// waiting is how many bytes wait.
+func (q *queue) waiting() (bytes int) {
+	if !q.some.Load() {
+		return 0
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, it := range q.items {
+		bytes += len(it.frame)
+	}
+	return bytes + len(q.control)
+}
+
+// clear forgets everything, for a connection that is over.
+func (q *queue) clear() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.items) > 0 {
+		q.remove(len(q.items) - 1)
+	}
+	q.control = nil
+	q.some.Store(false)
+}

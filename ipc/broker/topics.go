@@ -1,0 +1,158 @@
+package broker
+
+// This file is publish and subscribe: who subscribes to what, and each topic's last value. A publisher waits for nobody.
+
+import (
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"zhx/ipc/wire"
+)
+
+type subscription struct {
+	// Immutable:
+	peer    *peer
+	pattern string
+	policy  uint8
+	limit   int // messages that wait
+
+	// the queue's mu guards:
+	waiting, bytes int
+	lost           uint64
+	gap            bool // its place is in the queue
+}
+
+type topics struct {
+	mu sync.RWMutex
+	// mu guards:
+	subs  []*subscription
+	cache map[string][]*subscription // by topic, one a connection; thrown away with each change of subs
+	kept  map[string][]byte          // last values, by topic
+	bytes int                        // of those
+}
+
+// subscribe adds a subscription, or puts it in the place of the peer's own for that pattern, and returns the last values that it is to
+// be told; code: it is refused.
+func (t *topics) subscribe(s *subscription) (kept [][]byte, code uint8) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	mine := 0
+	for i, old := range t.subs {
+		if old.peer != s.peer {
+			continue
+		}
+		if mine++; old.pattern == s.pattern {
+			t.subs = slices.Delete(t.subs, i, i+1)
+			mine--
+			break
+		}
+	}
+	if mine >= maxSubscriptions || len(t.subs) >= maxPeers {
+		return nil, wire.ErrFull
+	}
+	t.subs = append(t.subs, s)
+	clear(t.cache)
+	for topic, frame := range t.kept {
+		if wire.MatchTopic(s.pattern, topic) {
+			kept = append(kept, frame)
+		}
+	}
+	return kept, 0
+}
+
+// unsubscribe ends one subscription of p; "" all.
+func (t *topics) unsubscribe(p *peer, pattern string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.subs = slices.DeleteFunc(t.subs, func(s *subscription) bool { return s.peer == p && (pattern == "" || s.pattern == pattern) })
+	clear(t.cache)
+}
+
+// of gives one subscription of each connection that has one for topic.
+func (t *topics) of(topic []byte) []*subscription {
+	t.mu.RLock()
+	found, ok := t.cache[string(topic)]
+	t.mu.RUnlock()
+	if ok {
+		return found
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.subs {
+		if wire.MatchTopic(s.pattern, string(topic)) && !slices.ContainsFunc(found, func(f *subscription) bool { return f.peer == s.peer }) {
+			found = append(found, s)
+		}
+	}
+	if len(t.cache) >= maxTopics {
+		clear(t.cache)
+	}
+	t.cache[string(topic)] = found
+	return found
+}
+
+// keep makes frame the last value of its topic, or forgets that if its body is empty; code: there is no room.
+func (t *topics) keep(frame []byte) (code uint8) {
+	topic := string(wire.FrameTo(frame))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old, known := t.kept[topic]
+	if len(wire.FrameBody(frame)) == 0 {
+		t.bytes -= len(old)
+		delete(t.kept, topic)
+		return 0
+	}
+	if !known && len(t.kept) >= maxTopics || t.bytes-len(old)+len(frame) > keptBytes {
+		return wire.ErrFull
+	}
+	t.bytes += len(frame) - len(old)
+	t.kept[topic] = slices.Clone(frame)
+	return 0
+}
+
+// publish takes a publication to all that subscribe to it.
+func (b *Broker) publish(frame []byte) (code uint8) {
+	if frame[wire.OffsetFlags]&wire.Retain != 0 {
+		if code = b.topics.keep(frame); code != 0 {
+			return code
+		}
+		frame[wire.OffsetFlags] &^= wire.Retain
+	}
+	b.count.published.Add(1)
+	var copied []byte
+	for _, s := range b.topics.of(wire.FrameTo(frame)) {
+		copied = s.send(frame, copied)
+	}
+	b.tapped(batch{b: frame, n: 1, frames: true}, 1, "published")
+	return 0
+}
+
+// send writes a publication if there is room and nobody is writing; else it waits, as a copy that subscribers share.
+func (s *subscription) send(frame, copied []byte) []byte {
+	o := &s.peer.out
+	if o.mu.TryLock() {
+		direct := !o.gone && !o.stuck.Load() && len(o.rest) == 0 && !o.queue.some.Load()
+		if direct {
+			left := o.push(frame)
+			if direct = len(left) < len(frame); direct && len(left) > 0 && o.err == unix.EAGAIN {
+				o.rest = slices.Clone(left)
+			}
+			o.data = nil
+		}
+		o.unlock()
+		if direct {
+			s.peer.written.messages.Add(1)
+			return copied
+		}
+	}
+	if copied == nil {
+		copied = slices.Clone(frame)
+	}
+	if !o.queue.publish(copied, s) {
+		s.peer.b.log.Warn("slow subscriber", s.peer.attrs("pattern", s.pattern, "next", "its connection is closed, as it asked for")...)
+		s.peer.kick()
+	}
+	o.kick()
+	return copied
+}
