@@ -36,7 +36,7 @@ const (
 
 // feeder registers, arms, and feeds each interval for ever; it hangs at SIGUSR1, and prints when it fed last.
 func feeder(interval time.Duration) {
-	c, err := ipc.Dial(context.Background(), "")
+	c, err := ipc.DialPackets(context.Background(), "")
 	if err == nil {
 		err = c.Register("")
 	}
@@ -239,7 +239,7 @@ func slowReader() {
 
 // eagerSender sends without end, and feeds between messages.
 func eagerSender() {
-	c, err := ipc.Dial(context.Background(), "")
+	c, err := ipc.DialPackets(context.Background(), "")
 	if err == nil {
 		err = c.Arm()
 	}
@@ -447,6 +447,8 @@ func play(args []string) {
 		eagerSender()
 	case timerArg:
 		bareTimer()
+	case stormArg:
+		stormer(args[1:])
 	case burnerArg:
 		for n := 0; ; n++ {
 		}

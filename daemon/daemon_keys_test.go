@@ -69,7 +69,7 @@ func TestSocketKeys(t *testing.T) {
 			t.Errorf("%s is there too", name)
 		}
 	}
-	c, err := ipc.Dial(context.Background(), filepath.Join(dir, "data"))
+	c, err := ipc.DialPackets(context.Background(), filepath.Join(dir, "data"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,7 +86,7 @@ func roleAlone(lock string) {
 // roleTalker registers, arms its watchdog, feeds it ten times a second, and sends itself and a partner messages.
 func roleTalker() {
 	fmt.Println("begins")
-	c, err := ipc.Dial(context.Background(), os.Getenv("ZHX_TEST_ADDRESS")) // "" is $ZHX_SOCKET
+	c, err := ipc.DialPackets(context.Background(), os.Getenv("ZHX_TEST_ADDRESS")) // "" is $ZHX_SOCKET
 	if err == nil {
 		err = c.Register("")
 	}

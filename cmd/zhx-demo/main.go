@@ -35,7 +35,7 @@ func main() {
 const again = 200 * time.Millisecond // between two tries to connect
 
 func run(name, partner string, pause time.Duration) error {
-	c, err := ipc.Dial(context.Background(), "")
+	c, err := ipc.DialPackets(context.Background(), "")
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func run(name, partner string, pause time.Duration) error {
 	}
 }
 
-func receive(c *ipc.Conn) error {
+func receive(c *ipc.PacketConn) error {
 	for {
 		p, err := c.Receive()
 		if err != nil {
