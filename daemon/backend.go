@@ -194,7 +194,7 @@ func (b backend) Send(_ context.Context, _ control.Caller, m control.SendRequest
 			code = control.CodeUnknown
 		}
 		return control.Errorf(code, "zhxctl status", "%q: %w", m.Target, err)
-	case errors.Is(err, broker.ErrStuck):
+	case errors.Is(err, broker.ErrNotSent):
 		return control.Errorf(control.CodeFailed, "zhxctl status", "%q: %w", m.Target, err)
 	default:
 		return control.Errorf(control.CodeUsage, "", "%w", err)
@@ -267,6 +267,24 @@ func (b backend) Logs(ctx context.Context, q control.LogQuery) (<-chan control.L
 			all.Go(f)
 		}
 		all.Wait()
+	}()
+	return out, nil
+}
+
+// Tap implements control.Backend.
+func (b backend) Tap(ctx context.Context, by control.Caller, pattern string) (<-chan control.TapEvent, error) {
+	b.log.Info("tapped", "by", by.String(), "pattern", pattern)
+	out := make(chan control.TapEvent)
+	go func() {
+		defer close(out)
+		for e := range b.bus.Tap(ctx, pattern) {
+			select {
+			case out <- control.TapEvent{At: control.Stamp{Time: e.At}, Kind: e.Kind, From: e.From, To: e.To, Size: e.Size,
+				Text: string(e.Body), Outcome: e.Outcome, Lost: e.Lost}:
+			case <-ctx.Done():
+				return
+			}
+		}
 	}()
 	return out, nil
 }

@@ -63,6 +63,7 @@ type Options struct {
 	// In tests: what stands in for the hardware.
 	device hardware.Opener
 	board  hardware.Board
+	made   func(*Daemon) // is told of it before it serves
 }
 
 // Daemon is one zhxd.
@@ -73,6 +74,7 @@ type Daemon struct {
 	out     *Log
 	log     *slog.Logger
 	dir     *rundir
+	cookie  string // "": there is none, and nobody is admitted by it
 	kernel  *proc.Kernel
 	watch   *watchdog.Watch
 	bus     *broker.Broker
@@ -166,7 +168,7 @@ func (d *Daemon) openLog() error {
 }
 
 // run wires the parts, serves until the end is asked for, and takes everything down in reverse.
-func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
+func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 	ctx, d.end = context.WithCancel(ctx)
 	defer d.end()
 	d.ending = ctx.Done()
@@ -183,13 +185,20 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 	d.board = d.openBoard(conf)
 	d.watch = watchdog.New(watchdog.Options{Settle: d.settle, Examine: d.examine, Warned: d.warned, Lapsed: d.lapsed,
 		Passed: d.board.passed, Beat: d.board.beat})
-	d.bus = broker.New(d, d.log)
+	if d.cookie, err = d.dir.makeCookie(conf.Daemon.SocketGroup); err != nil {
+		d.log.Error("cookie not made", "err", err, "next", "protocol 2 over TCP is refused")
+	}
+	d.bus = broker.New(d, d.log, broker.Options{MaxBody: conf.Daemon.MaxBody})
 	d.procs = procman.New(procman.Options{
 		Dir: d.dir.state, Notify: d.dir.notify, Environ: childEnviron(conf.Daemon.Socket), Kernel: d.kernel, Log: d.log, Events: d,
 		Output: d.out.Output, Fail: failpoint(),
-		Spare:  d.spare,
+		Spare: d.spare, Changed: d.changed,
 		Settle: func() { d.bus.Settle(watchdog.SettleMax, func(any) bool { return true }) },
 	})
+
+	if d.opts.made != nil {
+		d.opts.made(d)
+	}
 
 	listeners, err := d.listen(&conf.Daemon)
 	if err != nil {
@@ -254,6 +263,9 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) error {
 		d.log.Error("clients left", "err", err)
 	}
 	d.bus.Close()
+	if !d.keep.Load() {
+		os.Remove(d.dir.cookiePath())
+	}
 	unserve()
 	parts.Wait()
 	d.probes.Wait()
@@ -340,7 +352,8 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 	if c == nil {
 		return // removed from the configuration while it was about to start
 	}
-	s := &session{id: watchdog.ID{Name: name, Run: number}, began: time.Now(), client: c, tree: t, unfed: &d.unfed, targets: targets{}, unprobe: func() {}}
+	s := &session{id: watchdog.ID{Name: name, Run: number}, began: time.Now(), client: c, tree: t, unfed: &d.unfed, targets: targets{}, unprobe: func() {},
+		tell: func() { d.changed(name) }}
 	s.note = func(armed bool) {
 		if armed {
 			go d.procs.Armed(name, number)

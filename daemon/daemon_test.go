@@ -138,7 +138,7 @@ func TestLapseKillsTheTree(t *testing.T) {
 func roleLazy(pids string) {
 	sleeper := exec.Command("/proc/self/exe", "role-sleeper")
 	sleeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	c, err := ipc.Dial(context.Background(), "")
+	c, err := ipc.DialPackets(context.Background(), "")
 	if err == nil && pids != "" {
 		err = sleeper.Start()
 	}
@@ -160,7 +160,7 @@ func TestNameIsProved(t *testing.T) {
 	z := serve(t, fmt.Sprintf("[client.mine]\ncommand = [%q, \"role-talker\"]\n", exe(t)))
 	z.until("the client has its name", func() bool { return z.client("mine").Connected })
 	for _, address := range []string{filepath.Join(z.dir, "run", "zhx.sock"), "tcp:" + z.tcp()} {
-		c, err := ipc.Dial(context.Background(), address)
+		c, err := ipc.DialPackets(context.Background(), address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,7 +206,7 @@ func TestStoppedClientLeavesItsName(t *testing.T) {
 	if _, err := z.Stop(context.Background(), one); err != nil {
 		t.Fatal(err)
 	}
-	c, err := ipc.Dial(context.Background(), filepath.Join(z.dir, "run", "zhx.sock"))
+	c, err := ipc.DialPackets(context.Background(), filepath.Join(z.dir, "run", "zhx.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +261,7 @@ func TestNames(t *testing.T) {
 
 // roleAlias registers and arms under a further name of the client, and prints what comes.
 func roleAlias(name string) {
-	c, err := ipc.Dial(context.Background(), "")
+	c, err := ipc.DialPackets(context.Background(), "")
 	if err == nil {
 		err = c.Register(name)
 	}
@@ -284,7 +284,7 @@ func roleAlias(name string) {
 func TestWarn(t *testing.T) {
 	sleeper := fmt.Sprintf("[client.mine]\ncommand = [%q, \"role-sleeper\"]\n", exe(t))
 	z := serve(t, "identity = \"warn\"\n"+sleeper)
-	c, err := ipc.Dial(context.Background(), filepath.Join(z.dir, "run", "zhx.sock"))
+	c, err := ipc.DialPackets(context.Background(), filepath.Join(z.dir, "run", "zhx.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -339,9 +339,9 @@ func TestForeignLapse(t *testing.T) {
 // A foreign process may feed by another connection than it armed by. One that is zhxd itself is not killed, and zhx says so.
 func TestForeignFeeds(t *testing.T) {
 	z := serve(t, "[watchdog]\ninterval = \"100ms\"\n")
-	var conns []*ipc.Conn
+	var conns []*ipc.PacketConn
 	for range 2 {
-		c, err := ipc.Dial(context.Background(), filepath.Join(z.dir, "run", "zhx.sock"))
+		c, err := ipc.DialPackets(context.Background(), filepath.Join(z.dir, "run", "zhx.sock"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -408,7 +408,7 @@ func TestShutdownOrder(t *testing.T) {
 
 // roleFarewell sends a message when it is asked to end.
 func roleFarewell(target string) {
-	c, err := ipc.Dial(context.Background(), "")
+	c, err := ipc.DialPackets(context.Background(), "")
 	if err == nil {
 		err = c.Register("")
 	}

@@ -40,6 +40,13 @@ func (s *stranger) Feed() {
 	}
 }
 
+func (s *stranger) Checkpoint(name string) {
+	s.Feed()
+	if dog := s.d.foreignDog(s.visitor, s.name); dog == nil || !dog.Checkpoint(name) {
+		s.d.unfed.Add(1)
+	}
+}
+
 func (s *stranger) Hold() {
 	if s.held = s.d.foreignDog(s.visitor, s.name); s.held != nil {
 		s.held.Hold()

@@ -9,15 +9,14 @@
 package daemon
 
 import (
+	"crypto/subtle"
 	"fmt"
 	"os"
 	"os/user"
-	"slices"
 	"strconv"
 	"sync/atomic"
 
 	"zhx/ipc/broker"
-	"zhx/procman"
 	"zhx/procman/proc"
 )
 
@@ -47,6 +46,14 @@ func (d *Daemon) Arrive(c broker.Cred) any {
 	return v
 }
 
+// Admit implements broker.Gate: protocol 2 over TCP is for who can read the cookie.
+func (d *Daemon) Admit(_ any, cookie []byte) error {
+	if d.cookie == "" || subtle.ConstantTimeCompare(cookie, []byte(d.cookie)) == 0 {
+		return fmt.Errorf("the cookie is not what is in %s", d.dir.cookiePath())
+	}
+	return nil
+}
+
 // Claim implements broker.Gate: it binds a name to what it means for this peer.
 func (d *Daemon) Claim(who any, name string, use broker.Use) (broker.Session, error) {
 	v := who.(*visitor)
@@ -56,7 +63,7 @@ func (d *Daemon) Claim(who any, name string, use broker.Use) (broker.Session, er
 	}
 	run := c.run()
 	if last := c.lastWords(v, use); last != nil && last != run {
-		return &claim{session: last, proof: v.proof()}, nil
+		return &claim{session: last, name: name, proof: v.proof()}, nil
 	}
 	if run == nil {
 		return d.claimIdle(v, c, name)
@@ -69,7 +76,7 @@ func (d *Daemon) Claim(who any, name string, use broker.Use) (broker.Session, er
 		}
 		proof = unproved
 	}
-	return &claim{session: run, proof: proof}, nil
+	return &claim{session: run, name: name, proof: proof}, nil
 }
 
 // lastWords is the run before, if the peer was of it when it was accepted: what a sender wrote before its end is delivered.
@@ -155,7 +162,8 @@ func (d *Daemon) claimIdle(v *visitor, c *client, name string) (broker.Session, 
 }
 
 func (d *Daemon) stoppedByHand(name string) bool {
-	return slices.ContainsFunc(d.procs.Status(), func(s procman.Status) bool { return s.Name == name && s.StoppedBy != "" })
+	st, _ := d.procs.StatusOf(name)
+	return st.StoppedBy != ""
 }
 
 // uid is the user that the client's processes run as, -1 if there is no such user.

@@ -195,7 +195,7 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 	for _, cc := range conf.Clients {
 		c := d.clients[cc.Name]
 		if c == nil {
-			c = &client{name: cc.Name}
+			c = &client{name: cc.Name, receives: map[string]bool{}}
 			d.clients[cc.Name] = c
 		}
 		c.mu.Lock()
@@ -224,7 +224,15 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 		}
 	}
 	d.takeBack(moved)
-	return planWith(d.procs.Apply(d.specs(conf)), old.Clients, conf.Clients)
+	d.bus.Renew()
+	plan := d.procs.Apply(d.specs(conf))
+	for name := range was {
+		d.bus.Changed(name)
+	}
+	for name := range owners { // its hold, or that it is a client's
+		d.bus.Changed(name)
+	}
+	return planWith(plan, old.Clients, conf.Clients)
 }
 
 // specs are the clients as procman knows them.

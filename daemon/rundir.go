@@ -3,6 +3,8 @@
 package daemon
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,6 +25,7 @@ const (
 	stateMode      = 0o700
 	notifyMode     = 0o711 // clients of any user reach the socket of their own run, which is theirs, and list nothing
 	staleProbeTime = time.Second
+	cookieSize     = 32 // bytes, twice as many in hexadecimal
 )
 
 // ErrRunning: another zhxd holds the run directory.
@@ -89,6 +92,50 @@ func (r *rundir) make() error {
 		}
 	}
 	return nil
+}
+
+func (r *rundir) cookiePath() string { return filepath.Join(r.path, "cookie") }
+
+// makeCookie gives what a client over TCP has to know, which a zhxd that goes on from another takes over. The group may read it.
+// What others may have put in its place is replaced: run_dir may be /tmp.
+func (r *rundir) makeCookie(group string) (string, error) {
+	mode := fs.FileMode(0o600)
+	gid, err := lookupGroup(group)
+	if err != nil {
+		return "", err
+	}
+	if gid >= 0 {
+		mode = 0o640
+	}
+	path := r.cookiePath()
+	if fi, err := os.Lstat(path); err == nil {
+		b, err := os.ReadFile(path)
+		if own := fi.Mode() == mode && int(fi.Sys().(*syscall.Stat_t).Uid) == os.Geteuid(); own && err == nil && len(b) == 2*cookieSize &&
+			(gid < 0 || int(fi.Sys().(*syscall.Stat_t).Gid) == gid) {
+			return string(b), nil
+		}
+		if err := os.Remove(path); err != nil {
+			return "", err
+		}
+	}
+	secret := make([]byte, cookieSize)
+	rand.Read(secret)
+	text := hex.EncodeToString(secret)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if _, err = f.WriteString(text); err == nil {
+		err = f.Chown(-1, gid)
+	}
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err != nil {
+		return "", err
+	}
+	return text, nil
 }
 
 // release gives the run directory up; the lock file stays, so that no two holders can have different files.

@@ -43,3 +43,46 @@ func TestRundirTaken(t *testing.T) {
 		}
 	}
 }
+
+// A zhxd that goes on from another keeps the cookie; what others may have known, written or read is replaced.
+func TestCookieTaken(t *testing.T) {
+	dir := t.TempDir()
+	r, err := holdRundir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.release()
+	cookie := func() string {
+		t.Helper()
+		c, err := r.makeCookie("")
+		b, readErr := os.ReadFile(filepath.Join(dir, "cookie"))
+		if err != nil || readErr != nil || len(c) != 2*cookieSize || string(b) != c {
+			t.Fatalf("%q %q %v %v", c, b, err, readErr)
+		}
+		return c
+	}
+	first := cookie()
+	if again := cookie(); again != first {
+		t.Error("it is not kept")
+	}
+	path := filepath.Join(dir, "cookie")
+	for name, spoil := range map[string]func() error{
+		"others can read it": func() error { return os.Chmod(path, 0o644) },
+		"cut short":          func() error { return os.Truncate(path, 10) },
+		"a link": func() error {
+			other := filepath.Join(t.TempDir(), "other")
+			os.WriteFile(other, []byte(first), 0o600)
+			os.Remove(path)
+			return os.Symlink(other, path)
+		},
+		"a group that is not to": func() error { return os.Chmod(path, 0o640) },
+	} {
+		before := cookie()
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		if after := cookie(); after == before || after == first {
+			t.Errorf("%s: it is believed", name)
+		}
+	}
+}

@@ -29,10 +29,11 @@ type client struct {
 	lapses  atomic.Int64
 	told    atomic.Bool // its first refusal was logged
 
-	mu      sync.Mutex // guards what follows
-	conf    config.Client
-	current *session // the run that lives now, nil between two runs
-	ended   *session // the one before: its last messages may be read after its end
+	mu       sync.Mutex // guards what follows
+	conf     config.Client
+	current  *session        // the run that lives now, nil between two runs
+	ended    *session        // the one before: its last messages may be read after its end
+	receives map[string]bool // the names that a run has registered
 
 	pause    *pause    // nil: none; it may be over
 	evidence *evidence // the last; never written to
@@ -66,8 +67,10 @@ type session struct {
 	tree   *proc.Tree
 	unfed  *atomic.Int64    // counts feeds of a dog that is not armed
 	note   func(armed bool) // once each: to procman, whose record and readiness follow it; does not wait
+	tell   func()           // whoever watches the client's state that it is, or is not any more, late
 
 	registered, armed atomic.Bool // noted
+	late              atomic.Bool // told
 
 	mode atomic.Int32 // of the watchdog: modeAuto …
 	pid  atomic.Int64 // of the leader, 0 before the fork
@@ -184,9 +187,17 @@ func (s *session) ask(d *Daemon, p probe.Probe) {
 	d.probes.Go(func() { d.probe(ctx, s, p) })
 }
 
+// heard is told of each sign of life, after the dog.
+func (s *session) heard() {
+	if s.late.Load() && s.late.CompareAndSwap(true, false) {
+		s.tell()
+	}
+}
+
 // claim is a session as one peer proved it; it is what the broker keeps. It implements broker.Session.
 type claim struct {
 	*session
+	name  string
 	proof string
 	held  *watchdog.Dog // between Hold and Release, which only the peer's reader calls
 }
@@ -199,9 +210,20 @@ func (c *claim) Feed() {
 	if !c.theDog().Feed() {
 		c.unfed.Add(1)
 	}
+	c.heard()
+}
+
+func (c *claim) Checkpoint(name string) {
+	c.Feed() // as by sd_notify
+	if !c.theDog().Checkpoint(name) {
+		c.unfed.Add(1)
+	}
 }
 
 func (c *claim) Registered() {
+	c.client.mu.Lock()
+	c.client.receives[c.name] = true
+	c.client.mu.Unlock()
 	if c.registered.CompareAndSwap(false, true) {
 		c.note(false)
 	}
@@ -213,6 +235,7 @@ func (s *session) Arm() {
 	if s.armed.CompareAndSwap(false, true) {
 		s.note(true)
 	}
+	s.heard()
 }
 
 func (c *claim) Hold() {

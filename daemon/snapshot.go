@@ -57,6 +57,10 @@ func (b backend) counters() map[string]int64 {
 		"connections": n.Accepted, "messages_forwarded": n.Forwarded, "messages_undeliverable": n.Undeliverable,
 		"messages_dropped": n.Dropped, "packets_refused": n.Refused, "peers_malformed": n.Malformed, "peers_truncated": n.Truncated,
 		"peers_over_limit": n.OverLimit, "peers_no_descriptor": n.NoDescriptor, "peers_replaced": n.Replaced, "receivers_stuck": n.Stuck,
+		"messages_held": n.Held, "messages_released": n.Released, "messages_expired": n.Expired, "published": n.Published,
+		"publications_lost": n.Gaps, "replies_unanswered": n.Unanswered, "answers_untold": n.Untold,
+		"bytes_received": n.Sent.Bytes, "bytes_written": n.Written.Bytes, "bytes_waiting": n.Waiting,
+		"descriptors_received": n.Sent.FDs, "descriptors_written": n.Written.FDs,
 		"armings_refused": b.unarmed.Load(), "feeds_ignored": b.unfed.Load(), "late_not_looked_at": b.unlooked.Load(), "log_lines_dropped": b.out.Dropped(), "orphans_unplaced": b.kernel.Unplaced(),
 	}
 }
@@ -67,6 +71,7 @@ func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus 
 		Messages: control.Messages{
 			Received: c.account.Received.Load(), Sent: c.account.Sent.Load(), Undeliverable: c.account.Undeliverable.Load(),
 			Dropped: c.account.Dropped.Load(), Held: c.account.Held.Load(),
+			Released: c.account.Released.Load(), Expired: c.account.Expired.Load(),
 		},
 	}
 	if p.PID != 0 {
@@ -202,7 +207,8 @@ func (b backend) Why(_ context.Context, name string) (control.Why, error) {
 }
 
 func peerStatus(p broker.PeerInfo) control.PeerStatus {
-	st := control.PeerStatus{Names: p.Names, Transport: string(p.Transport), Protocol: p.Protocol, Managed: p.Managed, Proof: p.Proof, Stuck: p.Stuck}
+	st := control.PeerStatus{Names: p.Names, Transport: string(p.Transport), Protocol: p.Protocol, Managed: p.Managed, Proof: p.Proof, Stuck: p.Stuck,
+		Sent: control.Traffic(p.Sent), Written: control.Traffic(p.Written), Waiting: p.Waiting}
 	if p.PID > 0 {
 		st.PID = &p.PID
 	}

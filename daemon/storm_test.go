@@ -149,7 +149,7 @@ func (s *storm) calm() {
 		s.t.Fatal(err)
 	}
 	for _, c := range st.Clients {
-		s.until(c.Name+" runs", func() bool { return s.pid(c.Name) > 0 })
+		s.until(c.Name+" runs, or was removed and has ended", func() bool { return s.pid(c.Name) > 0 || s.client(c.Name) == nil })
 	}
 }
 

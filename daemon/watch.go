@@ -74,6 +74,8 @@ func (d *Daemon) warned(w watchdog.Warning) {
 	if sig := s.client.configured().WarnSignal; sig != 0 && !d.spare(w.Name) {
 		go d.procs.Warn(w.Name, w.Run, sig)
 	}
+	s.late.Store(true)
+	s.tell()
 	go func() {
 		d.look(s, w)
 		d.attend(s)
@@ -187,6 +189,7 @@ func (d *Daemon) lapsed(l watchdog.Lapse) {
 			log.Warn("lapse", "why", why, "next", `nothing: mode = "observe"`)
 		}
 		dog.Arm()
+		s.heard()
 		return
 	}
 	next := "its whole tree is killed"
@@ -262,6 +265,7 @@ func (s *session) alive() {
 	if !s.theDog().Feed() || !s.armed.Load() {
 		s.Arm()
 	}
+	s.heard()
 }
 
 // probe asks the run, as its client's probe says, for as long as it lives.

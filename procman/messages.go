@@ -208,7 +208,7 @@ func (m registeredMsg) on(p *program) {
 	if m.armed {
 		p.rec.Armed = true
 	} else {
-		p.rec.Registered = true
+		p.rec.Registered, p.receiver = true, true
 		p.handle(event{kind: evRegistered, run: m.run})
 	}
 	p.rec.Ready = p.m.ready

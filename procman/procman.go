@@ -100,7 +100,7 @@ type Sign struct {
 	Checkpoint string        // X_ZHX_CHECKPOINT; "": not said
 }
 
-// Options are what a Set needs. All are required but Spare, Output, Settle and Fail.
+// Options are what a Set needs. All are required but Spare, Output, Settle, Changed and Fail.
 type Options struct {
 	Dir     string                           // state directory, 0700: a FIFO a run, a record a client
 	Notify  string                           // directory of the runs' notify sockets, to be passed by every user: 0711
@@ -111,6 +111,7 @@ type Options struct {
 	Spare   func(client string) bool         // its watchdog is paused or only observes: no run is ended for a lapse; asked at every step, must not block; nil: none is
 	Output  func(client string, line []byte) // each line that a client without a log file prints; must not wait nor keep it; nil: only the rings
 	Settle  func()                           // called by Shutdown after each level: what those said last can still be heard; nil: not
+	Changed func(client string)              // what StatusOf says of its runs has changed; called on the program's goroutine, must not block; nil: not
 	Fail    func(point string)               // in tests of a crash: called at before-fork, after-fork, before-record; nil: not
 }
 
@@ -391,6 +392,15 @@ func (s *Set) Status() []Status {
 		all = append(all, st)
 	}
 	return all
+}
+
+// StatusOf is the snapshot of a configured client, but for WaitsFor. It waits for nothing that a client can hold up.
+func (s *Set) StatusOf(name string) (Status, bool) {
+	p, err := s.find(name)
+	if err != nil {
+		return Status{}, false
+	}
+	return *p.status.Load(), true
 }
 
 // Ring is what the client prints, nil if there is no such client.

@@ -97,6 +97,7 @@ type program struct {
 	last     *LastExit
 	deaths   []LastExit // never written to: replaced
 	adopted  bool
+	receiver bool   // a run has registered with the broker, also under an earlier zhxd
 	number   int64  // of the Apply that rules came with, or that removed it
 	asked    int64  // the last request by hand
 	leaving  int    // so many requests will take it down, after its dependants
@@ -178,6 +179,7 @@ func (p *program) adopt() {
 func (p *program) load() {
 	p.rec, p.recErr = p.host.load()
 	p.m.run = max(p.m.run, p.rec.Run)
+	p.receiver = p.receiver || p.rec.Registered
 }
 
 func (p *program) save() {
@@ -329,6 +331,7 @@ func (p *program) do(a action) kind {
 	case doCancel:
 		p.cancel()
 	case doSpawn:
+		p.publish() // that nothing lives, before something does again
 		return p.spawn()
 	case doSignal:
 		p.complain("cannot be signalled", p.life.Signal(p.m.rules.StopSignal))
@@ -505,7 +508,7 @@ func (p *program) success(code int) bool {
 
 func (p *program) publish() {
 	s := &Status{Name: p.name, State: p.m.state, Wanted: p.m.want, Run: p.m.run, Restarts: p.m.restarts,
-		Since: p.since, LastExit: p.last, Deaths: p.deaths, StoppedBy: p.rec.StoppedBy,
+		Since: p.since, Registers: p.receiver, LastExit: p.last, Deaths: p.deaths, StoppedBy: p.rec.StoppedBy,
 		Ready: p.m.ready && p.leaving == 0 && p.phase != "stopping" || p.m.done, Adopted: p.adopted, TTY: p.m.rules.TTY, Outlook: p.doing(), Notice: p.notice, Phase: p.phase}
 	if p.life != nil {
 		s.PID, s.unheard = p.life.pid(), p.life.unheard
@@ -518,6 +521,12 @@ func (p *program) publish() {
 	case Unkillable:
 		s.Text = p.text
 	}
-	p.status.Store(s)
+	if s.State == Starting {
+		s.Run = p.rec.Run // the next one has not begun
+	}
+	was := p.status.Swap(s)
 	p.raised.set(s.Ready, s.State)
+	if p.set.o.Changed != nil && (was == nil || !was.sameRun(s)) {
+		p.set.o.Changed(p.name)
+	}
 }

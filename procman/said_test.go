@@ -140,3 +140,45 @@ func TestReadEnvironment(t *testing.T) {
 		}
 	}
 }
+
+// TestChanged: each state that a client passes through is published and told of, also those that last for a moment only, and nothing
+// is told where a word changes none; that it has registered is known from its record as well.
+func TestChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.records["b"] = record{Version: recordVersion, Run: 4, Registered: true}
+		s := w.set()
+		s.o.Changed = func(name string) {
+			if st, ok := s.StatusOf(name); ok && name == "a" {
+				w.note("%s %s %d %t", name, st.State, st.Run, st.Registers)
+			}
+		}
+		defer s.Shutdown(bg)
+		s.Apply([]Spec{spec("a"), spec("b")})
+		want(t, "wait", s.Wait(bg), nil)
+		s.Registered("a", 1)
+		synctest.Wait()
+		w.notes()
+		p, _ := s.find("a")
+		text := "loading"
+		p.hear(1, notify.Message{Status: &text, Watchdog: true})
+		time.Sleep(time.Minute) // stable
+		synctest.Wait()
+		want(t, "a word is no change", strings.Contains(w.notes(), "running 1"), false)
+		want(t, "restart", s.Restart(bg, "a", "me"), nil)
+		synctest.Wait()
+		got := w.notes()
+		for _, part := range []string{"a stopping 1 true", "a starting 1 true", "spawn a 2", "a running 2 true"} {
+			i := strings.Index(got, part)
+			if i < 0 {
+				t.Fatalf("%q is not in %q, or not in this order", part, got)
+			}
+			got = got[i:]
+		}
+		st, ok := s.StatusOf("b")
+		want(t, "known from the record", st.Registers && ok, true)
+		if _, ok := s.StatusOf("c"); ok {
+			t.Error("a client that there is not has a status")
+		}
+	})
+}

@@ -62,12 +62,19 @@ type Status struct {
 	WaitsFor  []string   // waiting: clients that it depends on and that are not ready
 	Notice    string     // STATUS= of sd_notify(3), control characters and all
 	Phase     string     // "reloading" or "stopping", as it says itself
+	Registers bool       // this run or one before has registered with the broker
 	LastExit  *LastExit  // nil: none in this zhxd; not to be written to
 	Deaths    []LastExit // the last deathsMax, oldest first; not to be written to
 	StoppedBy string     // who stopped it by hand; "" when nobody did
 	Text      string     // failed, unkillable: why
 
 	unheard func() bool // the life's; nil when nothing lives
+}
+
+// sameRun tells whether two snapshots say the same of the client's runs.
+func (s *Status) sameRun(o *Status) bool {
+	return s.State == o.State && s.Wanted == o.Wanted && s.Run == o.Run && s.PID == o.PID && s.Ready == o.Ready &&
+		s.Next.Equal(o.Next) && s.LastExit == o.LastExit && s.Registers == o.Registers
 }
 
 func lastExit(m machine, x proc.Exit, pid int, text string) LastExit {

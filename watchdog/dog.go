@@ -27,6 +27,7 @@ type Status struct {
 	Paused    bool          // by hand; a hold is no pause
 	PausedFor time.Duration // what is left of that; 0 if not paused
 	Traced    bool          // as of the last pulse
+	Late      bool          // its silence was warned of, and goes on
 	Timeout   time.Duration // of alive, as it holds now: Startup before the first feed of a required one
 	Remaining time.Duration // until alive is due, >= 0; 0 if not armed
 	Feeds     int64         // taken, armings not counted
@@ -103,6 +104,7 @@ func (d *Dog) Status() Status {
 		s.PausedFor = m.until - now
 	}
 	if w := m.watches[alive]; s.Armed {
+		s.Late = w.runs && w.warned
 		s.Remaining = max(0, s.Timeout+w.extended+w.granted-m.silence(alive, now))
 	}
 	if s.Intervals.Count > 0 {

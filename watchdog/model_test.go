@@ -323,7 +323,7 @@ func TestModel(t *testing.T) {
 						want.PausedFor = g.pause
 					}
 					if a := g.watches[0]; g.armed {
-						want.Remaining = max(0, limit+a.extended+a.granted-a.silence)
+						want.Remaining, want.Late = max(0, limit+a.extended+a.granted-a.silence), a.runs && a.warned
 					}
 					got := real[i].Status()
 					got.Intervals, got.Margin = Intervals{}, 0

@@ -28,6 +28,7 @@ import (
 	"syscall"
 	"time"
 
+	"zhx/ipc/broker"
 	"zhx/procman"
 	"zhx/watchdog"
 	"zhx/watchdog/probe"
@@ -65,6 +66,7 @@ type Daemon struct {
 	PrototypePresence            bool
 	SocketMode                   fs.FileMode
 	SocketGroup, ControlGroup    string // name or number; "" is zhxd's own
+	MaxBody                      int    // bytes
 }
 
 // Watchdog is [watchdog].
@@ -94,6 +96,10 @@ type Client struct {
 	WarnAfter       time.Duration // 0: half of what is allowed
 	WarnSignal      syscall.Signal
 	Critical        bool
+	Hold            broker.Hold // zero: nothing waits
+
+	// Patterns: of names, with * for any characters; of topics, as package wire has them.
+	MaySendTo, MayReceiveFrom, MayPublish, MaySubscribe []string
 }
 
 // Rules are those of the client's dog.

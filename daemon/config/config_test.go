@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"zhx/ipc/broker"
 	"zhx/procman"
 )
 
@@ -242,7 +243,8 @@ command = ["/bin/a"]
 				StableAfter: 5 * time.Second, StopSignal: syscall.SIGINT, StopTimeout: 5 * time.Second,
 				FrozenTimeout: 10 * time.Second, AbortTimeout: 10 * time.Second, KillStrays: true},
 			Base: name, Names: []string{}, Watchdog: "auto", WatchdogTimeout: 10 * time.Second,
-			Deadlines: nil,
+			Hold:      broker.Hold{Messages: 256, Bytes: 256 << 10, For: 10 * time.Second},
+			MaySendTo: []string{"*"}, MayReceiveFrom: []string{"*"}, MayPublish: []string{">"}, MaySubscribe: []string{">"},
 		}
 	}
 	z, b, a := client("z", "prog", "100%", "$x"), client("b", "/bin/b"), client("a", "/bin/a")
@@ -253,7 +255,7 @@ command = ["/bin/a"]
 	want := &Config{
 		Path: "clients.toml", Sum: got.Sum,
 		Daemon: Daemon{Socket: "/run/zhx/zhx.sock", TCP: "127.1.1.1:0", Control: "/tmp/100%/$c", RunDir: "/run/zhx",
-			StateDir: "/var/lib/zhx", Identity: "enforce", Reload: "auto", PrototypePresence: true, SocketMode: 0o660},
+			StateDir: "/var/lib/zhx", Identity: "enforce", Reload: "auto", PrototypePresence: true, SocketMode: 0o660, MaxBody: 256 << 10},
 		Watchdog: Watchdog{Interval: 2 * time.Second, Misses: 5, Mode: "enforce", RebootLimit: 3},
 		Clients:  []Client{z, b, a},
 	}

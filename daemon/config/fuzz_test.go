@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"zhx/ipc/broker"
 	"zhx/procman"
 	"zhx/watchdog"
 	"zhx/watchdog/probe"
@@ -29,6 +30,7 @@ func FuzzConfig(f *testing.F) {
 	}
 	f.Add("[client.a]\ncommand=['x']\ndeadlines=[{from='a',to='b',within='1s'}]\nprobe={exec=['p','%n'],timeout='2s'}\nabort_signal='ABRT'\ncritical=true\n[client.b]\ncommand=['y']\nprobe={http='http://127.0.0.1/x%20y'}\n")
 	f.Add("[client.a]\ncommand=['x%n', '${HOME}%%']\ninstances=2\nlog_file='/%n'\n[client.b]\ncommand=['y']\ndepends_on=['a']\nstart_limit={burst=1,interval='1s'}\nlimit_as='2G'\n[group.c]\nclients=['b','a-1']\nrestart='all'\n")
+	f.Add("[defaults]\nmay_send_to=['*-x', '*']\nmay_subscribe=[]\nhold=false\n[client.a]\ncommand=['x']\nhold={for='1s',bytes=5000}\nmay_publish=['a.*.>']\n")
 	for _, text := range []string{"", "\n", "a", "[client.a]\ncommand=['x']\n[client.a.x]\n", "[[client]]\n", "client.a.command=['x', \"\"\"\ny\"\"\"]\nclient.a.names=['b']\n", "\xef\xbb\xbf[client]\r\n", "client={a={command=[\n'x']}}", "a = \"\\\x00\"\n", "[client.\"\"]\n", "a=[[[[[{b=[1]}]]]]]"} {
 		f.Add(text)
 	}
@@ -118,6 +120,11 @@ func literal(k key, v any) string {
 			return "'unlimited'"
 		}
 		return fmt.Sprint(*v)
+	case broker.Hold:
+		if v == (broker.Hold{}) {
+			return "false"
+		}
+		return fmt.Sprintf("{ messages = %d, bytes = %d, for = '%v' }", v.Messages, v.Bytes, v.For)
 	case procman.StartLimit:
 		if v.Burst == 0 {
 			return "{}"

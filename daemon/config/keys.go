@@ -14,6 +14,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"zhx/ipc/broker"
+	"zhx/ipc/wire"
 	"zhx/procman"
 	"zhx/watchdog"
 	"zhx/watchdog/probe"
@@ -74,6 +76,8 @@ var keys = []key{
 		"Whether an edit of this file is applied by itself, or waits for zhxctl reload."},
 	{"daemon", "prototype_presence", classDaemon, `true`, boolean(func(t *target) *bool { return &t.daemon.PrototypePresence }),
 		"Keeps a sleeping process that `ps -a | grep zhx_server` finds, as the prototype's clients do."},
+	{"daemon", "max_body", classDaemon, `"256KiB"`, bytes("1KiB", "8MiB", func(t *target) *int { return &t.daemon.MaxBody }),
+		"The largest body of a message of protocol 2; what is larger travels as a descriptor."},
 
 	{"watchdog", "interval", classLive, `"3s"`, duration("10ms", "1h", func(t *target) *time.Duration { return &t.watchdog.Interval }),
 		"How often a client is expected to feed."},
@@ -174,6 +178,16 @@ var keys = []key{
 		"How long it may take to end by abort_signal, not counting the time in which its core is written."},
 	{"client", "critical", classLive, `false`, boolean(func(t *target) *bool { return &t.client.Critical }),
 		"Reboots the board when the client's start_limit is reached, which is 5 restarts in 10m then unless it is set."},
+	{"client", "hold", classLive, `{ messages = 256, bytes = "256KiB", for = "10s" }`, held(func(t *target) *broker.Hold { return &t.client.Hold }),
+		"How many messages to the client wait while it restarts, how large together and how long, what is left out being as in [defaults]; with false none does, as a stale command must not reach an actuator."},
+	{"client", "may_send_to", classLive, `["*"]`, patterns(namePatterns, validGlob, func(t *target) *[]string { return &t.client.MaySendTo }),
+		"Whom the client may send messages and requests to, if their may_receive_from has it as well; a process that is no client's may send to everybody."},
+	{"client", "may_receive_from", classLive, `["*"]`, patterns(namePatterns, validGlob, func(t *target) *[]string { return &t.client.MayReceiveFrom }),
+		`Who may send it messages and requests, processes that are no client's as well, those that say no name only with "*"; zhxctl always may.`},
+	{"client", "may_publish", classLive, `[">"]`, patterns(topicPatterns, wire.ValidPattern, func(t *target) *[]string { return &t.client.MayPublish }),
+		"Which topics the client may publish; a process that is no client's may publish all."},
+	{"client", "may_subscribe", classLive, `[">"]`, patterns(topicPatterns, wire.ValidPattern, func(t *target) *[]string { return &t.client.MaySubscribe }),
+		"Which topics the client may subscribe to, a pattern only if one of these has all that it means; a process that is no client's may subscribe to all."},
 	{"client", "strays", classSpec, `"kill"`, wordBool(func(t *target) *bool { return &t.client.KillStrays }, "kill", "ignore"),
 		"What happens before the first start to running copies of the program that nobody manages."},
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"zhx/ipc/broker"
 	"zhx/procman"
 	"zhx/watchdog"
 	"zhx/watchdog/probe"
@@ -21,6 +22,7 @@ import (
 func TestRelationProblems(t *testing.T) {
 	const a, b, c = "[client.a]\ncommand = ['x']\n", "[client.b]\ncommand = ['x']\n", "[client.c]\ncommand = ['x']\n"
 	const ready = "[defaults]\nready = 'notify'\n"
+	const hold = `{ messages = 256, bytes = "256KiB", for = "10s" } with 1 to 65536, "1KiB" to "64MiB" and "10ms" to "1h", or false`
 	const probes = `{ tcp = "127.0.0.1:80" }, { unix = "/path" }, { http = "http://127.0.0.1/" } or { exec = ["prog"] }, if need be with interval and timeout from "10ms" to "1h", or {}`
 	for _, row := range []struct {
 		purpose, text string
@@ -98,6 +100,20 @@ func TestRelationProblems(t *testing.T) {
 			`3: error: start_limit in [client.a]: must be { burst = 5, interval = "1m" } with 1 to 1000 and "1s" to "24h", or {}, not 5`,
 			`6: error: start_limit in [client.b]: must be { burst = 5, interval = "1m" } with 1 to 1000 and "1s" to "24h", or {}`,
 			`9: error: start_limit in [client.c]: must be { burst = 5, interval = "1m" } with 1 to 1000 and "1s" to "24h", or {}`}},
+		{"hold", a + "hold = true\n" + b + "hold = { messages = 256, byte = 1 }\n" + c + "hold = 5\n", []string{
+			"3: error: hold in [client.a]: must be " + hold + ", not true",
+			"6: error: hold in [client.b]: must be " + hold,
+			"9: error: hold in [client.c]: must be " + hold + ", not 5"}},
+		{"what may wait", a + "hold = { messages = 0 }\n" + b + "hold = { bytes = '64MB' }\n" + c + "hold = { for = '9ms' }\n[client.d]\ncommand = ['x']\nhold = { bytes = 1023, for = '1h', messages = 65536 }\n", []string{
+			"3: error: hold in [client.a]: must be " + hold, "6: error: hold in [client.b]: must be " + hold,
+			"9: error: hold in [client.c]: must be " + hold, "12: error: hold in [client.d]: must be " + hold}},
+		{"patterns", a + "may_send_to = ['b c']\nmay_receive_from = ['-*']\nmay_publish = ['gps.']\nmay_subscribe = '>'\n" + b + "may_send_to = ['*', 'z-*', '*z', 'b']\n", []string{
+			`3: error: may_send_to in [client.a]: must be ` + namePatterns + `, not ["b c"]`,
+			`4: error: may_receive_from in [client.a]: must be ` + namePatterns + `, not ["-*"]`,
+			`5: error: may_publish in [client.a]: must be ` + topicPatterns + `, not ["gps."]`,
+			`6: error: may_subscribe in [client.a]: must be ` + topicPatterns + `, not ">"`}},
+		{"a size", "[daemon]\nmax_body = '9MiB'\n" + a, []string{`2: error: max_body in [daemon]: must be a number of bytes from "1KiB" to "8MiB", as 65536 or "64KiB", not "9MiB"`}},
+		{"a negative size", "[daemon]\nmax_body = -1\n" + a, []string{`2: error: max_body in [daemon]: must be a number of bytes from "1KiB" to "8MiB", as 65536 or "64KiB", not -1`}},
 		{"its ranges", a + "start_limit = { burst = 0, interval = '1m' }\n" + b + "start_limit = { burst = 1001, interval = '1m' }\n" + c + "start_limit = { burst = 5, interval = '999ms' }\n[client.d]\ncommand = ['x']\nstart_limit = { burst = 5, interval = '25h' }\n", []string{
 			`3: error: start_limit in [client.a]: must be { burst = 5, interval = "1m" } with 1 to 1000 and "1s" to "24h", or {}`,
 			`6: error: start_limit in [client.b]: must be { burst = 5, interval = "1m" } with 1 to 1000 and "1s" to "24h", or {}`,
@@ -178,7 +194,12 @@ func TestClientKeys(t *testing.T) {
 		"critical": {`true`, func(c *Client) {
 			c.Critical, c.StartLimit = true, procman.StartLimit{Burst: 5, Interval: 10 * time.Minute}
 		}},
-		"strays": {`"ignore"`, func(c *Client) { c.KillStrays = false }},
+		"hold":             {`{ bytes = "1MiB", for = "1s" }`, func(c *Client) { c.Hold = broker.Hold{Messages: 256, Bytes: 1 << 20, For: time.Second} }},
+		"may_send_to":      {`["b", "z-*"]`, func(c *Client) { c.MaySendTo = []string{"b", "z-*"} }},
+		"may_receive_from": {`[]`, func(c *Client) { c.MayReceiveFrom = []string{} }},
+		"may_publish":      {`["gps.*"]`, func(c *Client) { c.MayPublish = []string{"gps.*"} }},
+		"may_subscribe":    {`["log.>"]`, func(c *Client) { c.MaySubscribe = []string{"log.>"} }},
+		"strays":           {`"ignore"`, func(c *Client) { c.KillStrays = false }},
 	}
 	plain, _ := parsed(whole)
 	for _, key := range keysOf("client") {
@@ -218,6 +239,8 @@ on_failure = ["f"]
 log_file = "/%n.log"
 limit_as = 1
 groups = ["5"]
+hold = { messages = 5 }
+may_send_to = []
 [client.a]
 command = ["x"]
 oneshot = true
@@ -226,6 +249,8 @@ on_failure = []
 log_file = ""
 limit_as = ""
 groups = []
+hold = false
+may_send_to = ["b"]
 [client.b]
 command = ["x"]
 `)
@@ -235,6 +260,12 @@ command = ["x"]
 	a, b := c.Clients[0], c.Clients[1]
 	if a.Restart != procman.OnFailure || a.StartLimit.Burst != 0 || len(a.OnFailure)+len(a.LogFile)+len(a.Groups) > 0 || a.LimitAS != nil {
 		t.Errorf("a is %+v", a)
+	}
+	if a.Hold != (broker.Hold{}) || len(a.MaySendTo) != 1 {
+		t.Errorf("a is %+v", a)
+	}
+	if b.Hold != (broker.Hold{Messages: 5, Bytes: 256 << 10, For: 10 * time.Second}) || len(b.MaySendTo) != 0 {
+		t.Errorf("b is %+v", b)
 	}
 	if b.Restart != procman.Always || b.StartLimit.Burst != 5 || b.LogFile != "/b.log" || *b.LimitAS != 1 {
 		t.Errorf("b is %+v", b)

@@ -4,6 +4,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -20,6 +21,7 @@ import (
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
 
+	"zhx/ipc/broker"
 	"zhx/ipc/wire"
 	"zhx/procman"
 	"zhx/watchdog"
@@ -235,12 +237,90 @@ func size(at func(*target) **uint64) value {
 			if v == "unlimited" {
 				return new(uint64(math.MaxUint64)), true, nil
 			}
-			shift := 10 * (1 + strings.IndexByte("KMG", v[len(v)-1]))
-			n, err := strconv.ParseUint(v[:len(v)-1], 10, 63-shift)
-			return new(n << shift), err == nil && shift > 0, nil
+			n, ok := parseSize(v)
+			return &n, ok, nil
 		}
 		return nil, false, nil
 	})
+}
+
+// parseSize reads "64K", "64KiB", and so on with M and G.
+func parseSize(s string) (n uint64, ok bool) {
+	s = strings.TrimSuffix(s, "iB")
+	if s == "" {
+		return 0, false
+	}
+	shift := 10 * (1 + strings.IndexByte("KMG", s[len(s)-1]))
+	n, err := strconv.ParseUint(s[:len(s)-1], 10, 63-shift)
+	return n << shift, err == nil && shift > 0
+}
+
+// sizeWithin is a number of bytes, or text as parseSize reads it, low and high as well.
+func sizeWithin(v any, low, high string) (int, bool) {
+	least, _ := parseSize(low)
+	most, _ := parseSize(high)
+	n, ok := v.(int64)
+	size := uint64(n) // a negative one is too large
+	if s, is := v.(string); is {
+		size, ok = parseSize(s)
+	}
+	return int(size), ok && least <= size && size <= most
+}
+
+func bytes(low, high string, at func(*target) *int) value {
+	return kind(fmt.Sprintf(`a number of bytes from %q to %q, as 65536 or "64KiB"`, low, high), at, func(v any, _ int) (int, bool, error) {
+		n, ok := sizeWithin(v, low, high)
+		return n, ok, nil
+	})
+}
+
+// held is what may wait for a client; false: nothing.
+func held(at func(*target) *broker.Hold) value {
+	const takes = `{ messages = 256, bytes = "256KiB", for = "10s" } with 1 to 65536, "1KiB" to "64MiB" and "10ms" to "1h", or false`
+	return kind(takes, at, func(v any, old broker.Hold) (h broker.Hold, ok bool, err error) {
+		table, ok := v.(map[string]any)
+		if !ok {
+			return h, v == false, nil
+		}
+		h = cmp.Or(old, broker.Hold{Messages: 256, Bytes: 256 << 10, For: 10 * time.Second})
+		for key, v := range table {
+			switch key {
+			case "messages":
+				n, is := v.(int64)
+				h.Messages, ok = int(n), is && 1 <= n && n <= 65536
+			case "bytes":
+				h.Bytes, ok = sizeWithin(v, "1KiB", "64MiB")
+			case "for":
+				s, _ := v.(string)
+				d, err := time.ParseDuration(s)
+				h.For, ok = d, err == nil && 10*time.Millisecond <= d && d <= time.Hour
+			default:
+				ok = false
+			}
+			if !ok {
+				return old, false, errors.New("must be " + takes)
+			}
+		}
+		return h, true, nil
+	})
+}
+
+// What patterns takes.
+const (
+	namePatterns  = `a list of names in which * is any characters, as ["modem", "worker-*"]`
+	topicPatterns = `a list of topics in which * is any word and > at the end is one word or more, as ["gps.*", "log.>"]`
+)
+
+func patterns(takes string, valid func(string) bool, at func(*target) *[]string) value {
+	return kind(takes, at, func(v any, _ []string) ([]string, bool, error) {
+		out, ok, err := list(v, text)
+		return out, ok && !slices.ContainsFunc(out, func(s string) bool { return !valid(s) }), err
+	})
+}
+
+// validGlob tells whether some name may match it: it is one if each * stands for no or one character.
+func validGlob(s string) bool {
+	return wire.ValidName(strings.ReplaceAll(s, "*", "")) || wire.ValidName(strings.ReplaceAll(s, "*", "x"))
 }
 
 // startLimit is a number and a duration, or none.

@@ -100,17 +100,40 @@ func (c *Client) Shutdown(ctx context.Context, keep bool) (answer ShutdownReply,
 // Logs hands each line to emit until the lines end, ctx ends, or emit returns an error, which Logs returns as it is.
 func (c *Client) Logs(ctx context.Context, q LogQuery, emit func(LogLine) error) error {
 	args := url.Values{"name": q.Names, "n": {strconv.Itoa(q.N)}, "follow": {strconv.FormatBool(q.Follow)}}
+	return follow(ctx, c, "logs?"+args.Encode(), func(line LogLine) error {
+		if line.Bytes != nil {
+			line.Text, line.Bytes = string(line.Bytes), nil
+		}
+		return emit(line)
+	})
+}
+
+// Explain says who may send to whom and why: from is a name, to one as well, or topic:NAME.
+func (c *Client) Explain(ctx context.Context, from, to string) (x Explanation, err error) {
+	return x, c.ask(ctx, "GET", "explain?"+url.Values{"from": {from}, "to": {to}}.Encode(), nil, decode(&x))
+}
+
+// Tap hands each message that pattern means ("": all) to emit as it passes, count of them (0: any number); it ends as Logs does.
+func (c *Client) Tap(ctx context.Context, pattern string, count int, emit func(TapEvent) error) error {
+	args := url.Values{"pattern": {pattern}, "count": {strconv.Itoa(count)}}
+	return follow(ctx, c, "tap?"+args.Encode(), func(e TapEvent) error {
+		if e.Bytes != nil {
+			e.Text, e.Bytes = string(e.Bytes), nil
+		}
+		return emit(e)
+	})
+}
+
+// follow hands each line of an answer to emit.
+func follow[T any](ctx context.Context, c *Client, what string, emit func(T) error) error {
 	var stop error
-	err := c.ask(ctx, "GET", "logs?"+args.Encode(), nil, func(body io.Reader) error {
+	err := c.ask(ctx, "GET", what, nil, func(body io.Reader) error {
 		for lines := json.NewDecoder(body); ; {
-			var line LogLine
+			var line T
 			if err := lines.Decode(&line); err == io.EOF {
 				return nil
 			} else if err != nil {
 				return err
-			}
-			if line.Bytes != nil {
-				line.Text, line.Bytes = string(line.Bytes), nil
 			}
 			if stop = emit(line); stop != nil {
 				return nil

@@ -21,10 +21,15 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain lets the test binary play zhxctl under another user: askEnv holds a socket, and it prints what became of a reload.
+// TestMain lets the test binary play zhxctl under another user: askEnv holds a socket, and it prints what became of a reload,
+// which a tap must be treated like.
 func TestMain(m *testing.M) {
 	if path := os.Getenv(askEnv); path != "" {
 		_, err := Dial(path).Reload(context.Background(), false)
+		tapped := Dial(path).Tap(context.Background(), "", 1, func(TapEvent) error { return nil })
+		if (err == nil) != (tapped == nil) {
+			err = Errorf(99, "", "reload: %v, tap: %w", err, tapped)
+		}
 		json.NewEncoder(os.Stdout).Encode(err)
 		os.Exit(0)
 	}
@@ -93,6 +98,17 @@ func (f *fake) Status(context.Context) Status {
 func (f *fake) Why(_ context.Context, name string) (Why, error) {
 	return Why{Name: name, State: "backoff", Now: "restarts at once", Deaths: []Death{{Run: 3, Reason: "unknown", At: Stamp{time.UnixMilli(0)}}}},
 		f.note(Caller{User: "?"}, "why %s", name)
+}
+func (f *fake) Explain(_ context.Context, from, to string) (Explanation, error) {
+	return Explanation{From: from, To: to, Rules: []Rule{{Client: from, Key: "may_send_to", For: to}}}, f.note(Caller{User: "?"}, "explain %s %s", from, to)
+}
+func (f *fake) Tap(_ context.Context, by Caller, pattern string) (<-chan TapEvent, error) {
+	events := make(chan TapEvent, 3)
+	for _, text := range []string{"hi", "\xff", "more"} {
+		events <- TapEvent{At: Stamp{time.UnixMilli(0)}, Kind: "message", From: "a", To: "b", Size: len(text), Text: text, Outcome: "written"}
+	}
+	close(events)
+	return events, f.note(by, "tap %s", pattern)
 }
 func (f *fake) Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error) {
 	if f.err != nil {
@@ -204,7 +220,7 @@ func TestRoutes(t *testing.T) {
 		asked, reply                  string
 	}{
 		{"a status without clients has lists, not null", "GET", "/v1/status", "", 200, "",
-			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"watchdog":null,"counters":null},"clients":[],"groups":[{"name":"@g","clients":[]}],"peers":[{"names":[],"pid":null,"uid":null,"transport":"","protocol":0,"managed":false,"proof":"","stuck":false}]}`},
+			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"watchdog":null,"counters":null},"clients":[],"groups":[{"name":"@g","clients":[]}],"peers":[{"names":[],"pid":null,"uid":null,"transport":"","protocol":0,"managed":false,"proof":"","stuck":false,"sent":{"bytes":0,"messages":0,"descriptors":0},"written":{"bytes":0,"messages":0,"descriptors":0},"waiting_bytes":0}]}`},
 		{"names reach the backend with who asked", "POST", "/v1/stop", `{"names":["a","b"]}`, 200, "stop {[a b] false} by " + me, `{"v":1,"clients":[]}`},
 		{"all", "POST", "/v1/restart", `{"all":true}`, 200, "restart {[] true} by " + me, `{"v":1,"clients":[]}`},
 		{"start", "POST", "/v1/start", `{"names":["a"]}`, 200, "start {[a] false} by " + me, `{"v":1,"clients":[]}`},
@@ -218,6 +234,13 @@ func TestRoutes(t *testing.T) {
 			`{"v":1,"name":"gps","state":"backoff","ready":false,"now":"restarts at once","next_s":null,"waits_for":[],"deaths":[{"run":3,"pid":null,"reason":"unknown","code":null,"signal":null,"core":false,"detail":null,"errno":null,"at":"1970-01-01T00:00:00.000Z","ago_s":0,"uptime_s":0,"ready":false,"next":"","lines":[]}],"evidence":null}`},
 		{"why of nobody", "GET", "/v1/why", "", 400, "", `{"error":"why: give one name","code":2}`},
 		{"why of two", "GET", "/v1/why?name=a&name=b", "", 400, "", `{"error":"why: give one name","code":2}`},
+		{"explain has lists, not null", "GET", "/v1/explain?from=a&to=b", "", 200, "explain a b by ?",
+			`{"v":1,"from":"a","to":"b","allowed":false,"why":[],"rules":[{"client":"a","key":"may_send_to","patterns":[],"for":"b","allowed":false,"pattern":""}],"identity":"","state":"","receives":false,"hold":null}`},
+		{"explain half of it", "GET", "/v1/explain?from=a", "", 400, "", `{"error":"explain: give from and to","code":2}`},
+		{"a tap that ends, and bytes that are no text", "GET", "/v1/tap?pattern=a&count=2", "", 200, "tap a by " + me,
+			`{"at":"1970-01-01T00:00:00.000Z","kind":"message","from":"a","to":"b","size":2,"text":"hi","outcome":"written"}` + "\n" +
+				`{"at":"1970-01-01T00:00:00.000Z","kind":"message","from":"a","to":"b","size":1,"text":"\ufffd","outcome":"written","bytes":"/w=="}`},
+		{"a tap of a bad number", "GET", "/v1/tap?count=-1", "", 400, "", `{"error":"tap: count=\"-1\" is not a number of messages","code":2}`},
 		{"send", "POST", "/v1/send", `{"target":"a","source":"b","text":"hi"}`, 200, "send {a b hi} by " + me, `{"v":1}`},
 		{"logs by default: all lines of all clients", "GET", "/v1/logs", "", 200, "logs {[] -1 false} by ?", ""},
 		{"logs with everything", "GET", "/v1/logs?name=a&name=b&n=5&follow=1", "", 200, "logs {[a b] 5 true} by ?", ""},

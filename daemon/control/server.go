@@ -70,7 +70,9 @@ func (s *Server) http(ctx context.Context) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/why", s.why)
+	mux.HandleFunc("GET /v1/explain", s.explain)
 	mux.HandleFunc("GET /v1/logs", s.logs)
+	mux.HandleFunc("GET /v1/tap", s.tap)
 	mux.Handle("POST /v1/start", clients(s, Backend.Start))
 	mux.Handle("POST /v1/stop", clients(s, Backend.Stop))
 	mux.Handle("POST /v1/restart", clients(s, Backend.Restart))
@@ -112,10 +114,8 @@ func (s *Server) http(ctx context.Context) *http.Server {
 // given it. An unknown field is refused: a wish that this zhxd is too old for must not be half fulfilled.
 func acting[T any](s *Server, do func(w http.ResponseWriter, ctx context.Context, by Caller, req T) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		by, err := s.Access.admit(r.Context().Value(connKey{}).(*net.UnixConn), strings.TrimPrefix(r.URL.Path, "/v1/"))
-		if err != nil {
-			s.Log.Warn("control request refused", "peer", by.String(), "err", err)
-			refuse(w, err)
+		by, ok := s.admit(w, r)
+		if !ok {
 			return
 		}
 		control := http.NewResponseController(w)
@@ -135,6 +135,16 @@ func acting[T any](s *Server, do func(w http.ResponseWriter, ctx context.Context
 			reply(w, http.StatusOK, answer)
 		}
 	})
+}
+
+// admit names who asks. Where that may not act, it is refused, and all is said.
+func (s *Server) admit(w http.ResponseWriter, r *http.Request) (by Caller, ok bool) {
+	by, err := s.Access.admit(r.Context().Value(connKey{}).(*net.UnixConn), strings.TrimPrefix(r.URL.Path, "/v1/"))
+	if err != nil {
+		s.Log.Warn("control request refused", "peer", by.String(), "err", err)
+		refuse(w, err)
+	}
+	return by, err == nil
 }
 
 // clients makes the handler of a verb on clients. What was only accepted begins after the answer.
@@ -237,6 +247,52 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, y)
 }
 
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+	args := r.URL.Query()
+	if len(args["from"]) != 1 || len(args["to"]) != 1 {
+		refuse(w, Errorf(CodeUsage, "", "explain: give from and to"))
+		return
+	}
+	x, err := s.Backend.Explain(r.Context(), args.Get("from"), args.Get("to"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	x.V, x.Why, x.Rules = 1, list(x.Why), list(x.Rules)
+	for i := range x.Rules {
+		x.Rules[i].Patterns = list(x.Rules[i].Patterns)
+	}
+	reply(w, http.StatusOK, x)
+}
+
+// tap streams as logs does, but not to everybody: it shows what others say to each other.
+func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
+	by, ok := s.admit(w, r)
+	if !ok {
+		return
+	}
+	args, n := r.URL.Query(), 0
+	if text := args.Get("count"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil || n < 0 {
+			refuse(w, Errorf(CodeUsage, "", "tap: count=%q is not a number of messages", text))
+			return
+		}
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	events, err := s.Backend.Tap(ctx, by, args.Get("pattern"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	stream(w, events, n, func(e *TapEvent) {
+		if !utf8.ValidString(e.Text) {
+			e.Bytes = []byte(e.Text)
+		}
+	})
+}
+
 // logs streams until the lines end or the reader goes, or takes nothing for the write limit.
 func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	args := r.URL.Query()
@@ -261,18 +317,25 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
+	stream(w, lines, 0, func(line *LogLine) {
+		if !utf8.ValidString(line.Text) {
+			line.Bytes = []byte(line.Text)
+		}
+	})
+}
+
+// stream writes a line of JSON for each of lines, the first n of them (0: all), as shape makes it.
+func stream[T any](w http.ResponseWriter, lines <-chan T, n int, shape func(*T)) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	extend(w)
 	out, flush := json.NewEncoder(w), http.NewResponseController(w).Flush
-	err = flush() // the header says that the question was understood, before there is a line
-	for err == nil {
+	err := flush() // the header says that the question was understood, before there is a line
+	for i := 0; err == nil && (n == 0 || i < n); i++ {
 		line, more := <-lines
 		if !more {
 			return
 		}
-		if !utf8.ValidString(line.Text) {
-			line.Bytes = []byte(line.Text)
-		}
+		shape(&line)
 		extend(w)
 		if err = out.Encode(line); err == nil && len(lines) == 0 {
 			err = flush()

@@ -197,7 +197,55 @@ type Messages struct {
 	Sent          int64 `json:"sent"`
 	Undeliverable int64 `json:"undeliverable"`
 	Dropped       int64 `json:"dropped"`
-	Held          int64 `json:"held"`
+	Held          int64 `json:"held"`     // that waited for a run of it, in all: released, expired and those that wait now
+	Released      int64 `json:"released"` // and were delivered
+	Expired       int64 `json:"expired"`  // and were refused then
+}
+
+// Explanation is the answer to GET /v1/explain: who may send to whom, or publish and subscribe to a topic, and by which rule.
+type Explanation struct {
+	V       int      `json:"v"`
+	From    string   `json:"from"`
+	To      string   `json:"to"`      // a name, or topic:NAME, which may be a pattern
+	Allowed bool     `json:"allowed"` // by all Rules; without any, everything is
+	Why     []string `json:"why"`     // a line for each rule that says no
+	Rules   []Rule   `json:"rules"`   // that are asked, of both sides
+
+	Identity string      `json:"identity"` // for people: who can speak as From now
+	State    string      `json:"state"`    // of the name To: absent | running | ready | late | restarting | failed | stopped; "" of a topic
+	Receives bool        `json:"receives"` // a connection has registered To
+	Hold     *HoldStatus `json:"hold"`     // what may wait for To while it restarts; nil: nothing
+}
+
+// Rule is one list of patterns of a client.
+type Rule struct {
+	Client   string   `json:"client"`
+	Key      string   `json:"key"` // may_send_to | may_receive_from | may_publish | may_subscribe
+	Patterns []string `json:"patterns"`
+	For      string   `json:"for"` // what it is asked for
+	Allowed  bool     `json:"allowed"`
+	Pattern  string   `json:"pattern"` // the one that allows it; "": none does
+}
+
+// HoldStatus is the key hold of a client.
+type HoldStatus struct {
+	Messages int     `json:"messages"`
+	Bytes    int     `json:"bytes"`
+	For      float64 `json:"for_s"`
+	Now      bool    `json:"now"` // a message that is sent now waits
+}
+
+// TapEvent is one message that passed the broker, or was refused: one line of JSON in the answer to GET /v1/tap.
+type TapEvent struct {
+	At      Stamp  `json:"at"`
+	Kind    string `json:"kind"` // message | request | reply | publication
+	From    string `json:"from"`
+	To      string `json:"to"`              // a name, or a topic
+	Size    int    `json:"size"`            // bytes of the body
+	Text    string `json:"text"`            // the body's first 512 bytes, those that are not UTF-8 included
+	Outcome string `json:"outcome"`         // written | held | published, or why not
+	Lost    int64  `json:"lost,omitempty"`  // events before this one, the reader being too slow
+	Bytes   []byte `json:"bytes,omitempty"` // as in LogLine
 }
 
 // PeerStatus is one open connection to the broker.
@@ -210,6 +258,16 @@ type PeerStatus struct {
 	Managed   bool     `json:"managed"`
 	Proof     string   `json:"proof"`
 	Stuck     bool     `json:"stuck"`
+	Sent      Traffic  `json:"sent"`          // by it
+	Written   Traffic  `json:"written"`       // to it
+	Waiting   int      `json:"waiting_bytes"` // for it, since it takes no more
+}
+
+// Traffic is what has gone one way over a connection.
+type Traffic struct {
+	Bytes    int64 `json:"bytes"`
+	Messages int64 `json:"messages"` // requests, replies and publications are some
+	FDs      int64 `json:"descriptors"`
 }
 
 // LogLine is one line that a client printed: one line of JSON in the answer to GET /v1/logs.
@@ -327,6 +385,10 @@ type Backend interface {
 	Status(ctx context.Context) Status
 	// Why, like Status, waits for nothing. It knows clients only, no groups.
 	Why(ctx context.Context, name string) (Why, error)
+	// Explain refuses what are no names. Like Status, it waits for nothing.
+	Explain(ctx context.Context, from, to string) (Explanation, error)
+	// Tap gives the messages that pattern means ("": all). The channel is closed when ctx ends.
+	Tap(ctx context.Context, by Caller, pattern string) (<-chan TapEvent, error)
 	// Logs refuses unknown names before it returns. The channel is closed after the last line or when ctx ends.
 	Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error)
 	// Start, Stop and Restart return when that is done, or accepted. An error means that nothing was begun.
