@@ -23,24 +23,46 @@ const (
 	defaultConfig = "/etc/zhx/clients.toml"
 	defaultRunDir = "/run/zhx"
 	controlName   = "control.sock"
+	dataName      = "zhx.sock"
 )
 
-// socket is the path of the control socket. It must be found also where the configuration has become unreadable, since then
-// people look at the status: so this is lenient, unlike zhxd.
+// socket is the path of the control socket.
 func (a *app) socket() (string, error) {
 	if path := cmp.Or(a.control, os.Getenv("ZHX_CONTROL")); path != "" {
 		return path, nil
 	}
+	found, err := a.sockets()
+	return found.Control, err
+}
+
+// dataSocket is where clients connect: without $ZHX_SOCKET that of the zhxd whose control socket is meant.
+func (a *app) dataSocket() (string, error) {
+	path := os.Getenv("ZHX_SOCKET")
+	control := cmp.Or(a.control, os.Getenv("ZHX_CONTROL"))
+	switch {
+	case path != "":
+		return path, nil
+	case a.config == "" && control != "":
+		return filepath.Join(filepath.Dir(control), dataName), nil
+	}
+	found, err := a.sockets()
+	return found.Socket, err
+}
+
+// places are keys of [daemon].
+type places struct {
+	Control, Socket string
+	RunDir          string `toml:"run_dir"`
+}
+
+// sockets says where the configuration has them, else where zhxd puts them. They must be found also where it has become
+// unreadable, since then people look at the status: so this is lenient, unlike zhxd.
+func (a *app) sockets() (places, error) {
 	data, err := os.ReadFile(cmp.Or(a.config, defaultConfig))
 	if err != nil && a.config != "" {
-		return "", control.Errorf(control.CodeUsage, "name the control socket itself with --control", "look for [daemon] control: %w", err)
+		return places{}, control.Errorf(control.CodeUsage, "name the control socket itself with --control", "look for [daemon] control: %w", err)
 	}
-	var found struct {
-		Daemon struct {
-			Control string
-			RunDir  string `toml:"run_dir"`
-		}
-	}
+	var found struct{ Daemon places }
 	lines := bytes.SplitAfter(data, []byte("\n"))
 	for n := len(lines); n > 0; { // what stands above a mistake may do
 		bad, ok := errors.AsType[toml.ParseError](toml.Unmarshal(bytes.Join(lines[:n], nil), &found))
@@ -49,20 +71,23 @@ func (a *app) socket() (string, error) {
 		}
 		n = min(bad.Position.Line, n) - 1
 	}
-	board := filepath.Join(cmp.Or(found.Daemon.RunDir, defaultRunDir), controlName)
+	at := found.Daemon
+	dir := cmp.Or(at.RunDir, usualDir())
+	return places{cmp.Or(at.Control, filepath.Join(dir, controlName)), cmp.Or(at.Socket, filepath.Join(dir, dataName)), dir}, nil
+}
+
+// usualDir is the run_dir of a configuration that names none.
+func usualDir() string {
 	own := os.Getenv("XDG_RUNTIME_DIR")
-	switch {
-	case found.Daemon.Control != "":
-		return found.Daemon.Control, nil
-	case found.Daemon.RunDir != "" || os.Geteuid() == 0 || !filepath.IsAbs(own):
-		return board, nil
+	if os.Geteuid() == 0 || !filepath.IsAbs(own) {
+		return defaultRunDir
 	}
-	own = filepath.Join(own, "zhx", controlName)
-	_, notMine := os.Lstat(own)
-	if _, err := os.Lstat(board); err == nil && notMine != nil {
-		return board, nil
+	own = filepath.Join(own, "zhx")
+	_, notMine := os.Lstat(filepath.Join(own, controlName))
+	if _, err := os.Lstat(filepath.Join(defaultRunDir, controlName)); err == nil && notMine != nil {
+		return defaultRunDir
 	}
-	return own, nil // also where neither is there: it is the one that `start` would make
+	return own // also where neither is there: it is the one that `start` would make
 }
 
 // environ is the environment of the zhxd that runs, which may have other variables than ours; nil where it is not to be had.

@@ -1,14 +1,17 @@
 // Command zhxctl asks zhxd, the daemon of zhx: what runs, what it said, why it died, start, stop, read the configuration again.
+// It also lets a shell script be a client: send, request, publish, subscribe, receive, watch, feed.
 //
 // It finds zhxd's control socket by --control, else $ZHX_CONTROL, else [daemon] control of --config's FILE, else where zhxd puts
-// it by default. What is asked for goes to standard output; everything else goes to standard error: one line that begins with
-// "zhxctl: " and, where there is something to do about it, one that begins with "  -> ".
+// it by default. As a client it connects to $ZHX_SOCKET, else to the data socket of that zhxd. What is asked for goes to standard
+// output; everything else goes to standard error: one line that begins with "zhxctl: " and, where there is something to do about
+// it, one that begins with "  -> ".
 //
 // Exit: 0 done · 1 failed · 2 wrong usage or an invalid configuration · 3 not running · 4 no such client · 5 timed out ·
 // 6 not permitted · 7 no daemon answers.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +52,8 @@ type app struct {
 	err io.Writer
 	// Set by flags:
 	control, config string
+	from, format    string
+	count           int
 	timeout         time.Duration
 	json, raw       bool
 }
@@ -133,6 +138,8 @@ A NAME is that of a client; that of a client with instances stands for all of th
   zhxctl watchdog pause camera 10m --reason "gdb"
   zhxctl logs -f camera
   zhxctl restart camera
+  zhxctl request camera "exposure?"
+  zhxctl subscribe --json 'gps.>'
   zhxctl check && zhxctl reload`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -142,7 +149,8 @@ A NAME is that of a client; that of a client with instances stands for all of th
 	flags.StringVar(&a.control, "control", "", "zhxd's control socket, a `PATH`")
 	flags.StringVar(&a.config, "config", "", "the configuration `FILE` (default "+defaultConfig+")")
 	flags.DurationVar(&a.timeout, "timeout", 0, "how long to wait (default 10s to read, 30s for zhxd to start, 2m to stop)")
-	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.statusCmd(), a.whyCmd(), a.watchdogCmd(), a.logsCmd(), a.sendCmd(),
+	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.statusCmd(), a.whyCmd(), a.watchdogCmd(), a.logsCmd(),
+		a.sendCmd(), a.requestCmd(), a.publishCmd(), a.subscribeCmd(), a.receiveCmd(), a.watchCmd(), a.feedCmd(), a.tapCmd(), a.explainCmd(),
 		a.reloadCmd(), a.checkCmd(), a.versionCmd())
 	return root
 }
@@ -159,13 +167,15 @@ func (a *app) ask(ctx context.Context, limit time.Duration, do func(context.Cont
 	if err != nil {
 		return err
 	}
-	if a.timeout > 0 {
-		limit = a.timeout
-	}
-	if limit != noLimit {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
+	ctx, cancel := a.within(ctx, limit)
+	defer cancel()
 	return do(ctx, control.Dial(path))
+}
+
+// within is ctx for as long as --timeout says, else for limit.
+func (a *app) within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	if limit = cmp.Or(max(a.timeout, 0), limit); limit == noLimit {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, limit)
 }

@@ -125,11 +125,24 @@ type canned struct {
 	err    error
 	sent   control.SendRequest
 	asked  control.LogQuery
+	says   control.Explanation
+	passes []control.TapEvent
 	shut   chan struct{} // closed by Shutdown, if there is one
 }
 
 func (c *canned) Status(context.Context) control.Status            { return c.status }
 func (c *canned) Why(context.Context, string) (control.Why, error) { return c.why, c.err }
+func (c *canned) Explain(context.Context, string, string) (control.Explanation, error) {
+	return c.says, c.err
+}
+func (c *canned) Tap(context.Context, control.Caller, string) (<-chan control.TapEvent, error) {
+	events := make(chan control.TapEvent, len(c.passes))
+	for _, e := range c.passes {
+		events <- e
+	}
+	close(events)
+	return events, c.err
+}
 func (c *canned) Logs(_ context.Context, q control.LogQuery) (<-chan control.LogLine, error) {
 	c.asked = q
 	lines := make(chan control.LogLine, len(c.lines))
@@ -241,7 +254,7 @@ func TestVerbs(t *testing.T) {
 		{"logs as JSON, a line each", canned{lines: []control.LogLine{line}}, "logs --json", 0,
 			`{"client":"gps","at":"2023-11-14T22:13:20.123Z","mono_s":0,"text":"fix \u001b[1m"}` + "\n", ""},
 		{"send", canned{}, "send gps hello", 0, "", ""},
-		{"text that would be changed on its way", canned{}, "send gps caf\xe9", 2, "", "zhxctl: send: the text is not UTF-8, and would not arrive as it is\n"},
+		{"text that would be changed on its way", canned{}, "send gps caf\xe9", 2, "", "zhxctl: send: the text is not UTF-8, and would not arrive as it is\n  -> --level accepted sends any bytes\n"},
 		{"versions", canned{status: board()}, "version", 0, "zhxctl devel\nzhxd 0.4.1\n", ""},
 		{"status of an unknown client", canned{status: board()}, "status gsp", 4, "",
 			"zhxctl: no such client: \"gsp\"\n  -> the clients are: gps, camera, modem, ui, logger, @quiet, @none\n"},

@@ -5,14 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"zhx/daemon/control"
 )
 
-// This file is what clients say and are told.
+// This file is what clients say.
 
 func (a *app) logsCmd() *cobra.Command {
 	var q control.LogQuery
@@ -74,22 +73,4 @@ func (a *app) logLine(q control.LogQuery) func(control.LogLine) error {
 		_, err := fmt.Fprint(a.out, prefix+a.clean(text)+end)
 		return err
 	}
-}
-
-func (a *app) sendCmd() *cobra.Command {
-	var m control.SendRequest
-	cmd := &cobra.Command{
-		Use:   "send NAME TEXT",
-		Short: "send one message to a client",
-		Args:  cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			m.Target, m.Text = args[0], args[1]
-			if !utf8.ValidString(m.Text) {
-				return &control.Error{Code: control.CodeUsage, Text: "send: the text is not UTF-8, and would not arrive as it is"}
-			}
-			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return zhxd.Send(ctx, m) })
-		},
-	}
-	cmd.Flags().StringVar(&m.Source, "from", "", "send as `NAME`, which must be nobody's (default zhxctl)")
-	return cmd
 }
