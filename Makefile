@@ -3,7 +3,7 @@
 GO       ?= go
 DESTDIR  ?=
 PREFIX   ?= /usr/local
-FUZZTIME ?= 30s
+FUZZTIME ?= 60s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOBUILD   = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X zhx/daemon.Version=$(VERSION) -X main.version=$(VERSION)'
 PROGRAMS  = ./cmd/zhxd ./cmd/zhxctl ./cmd/zhx-demo
@@ -31,9 +31,12 @@ check: ## gofmt, vet, staticcheck and all tests under the race detector
 	$(GO) tool staticcheck ./...
 	$(GO) test -race ./...
 
-fuzz: ## fuzz packets, notifications and the configuration, FUZZTIME each (30s)
+fuzz: ## fuzz packets, frames, the handshake, notifications and the configuration, FUZZTIME each (60s)
 	$(GO) test -run '^$$' -fuzz '^FuzzPacket$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/wire
 	$(GO) test -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/broker
+	$(GO) test -run '^$$' -fuzz '^FuzzFrame$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/wire
+	$(GO) test -run '^$$' -fuzz '^FuzzFrames$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/broker
+	$(GO) test -run '^$$' -fuzz '^FuzzHandshake$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/broker
 	$(GO) test -run '^$$' -fuzz '^FuzzConfig$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./daemon/config
 	$(GO) test -run '^$$' -fuzz '^FuzzNotify$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./procman/notify
 
