@@ -24,11 +24,11 @@ type mail struct {
 	box         *box
 	session, id uint64 // 0: of protocol 1
 	kind, level uint8
-	deadline    time.Time // of a request's reply
+	deadline    time.Time // by the frame's own time; zero: never
+	frame       []byte    // its own copy, in the form of
+	packet      bool      // protocol 1, else 2
 
 	// box.mu guards until it is in a queue; then it is immutable:
-	frame   []byte    // its own copy, in the form of
-	packet  bool      // protocol 1, else 2
 	held    bool      // counted as such
 	expires time.Time // zero: never
 }
@@ -44,24 +44,29 @@ type box struct {
 	// mu guards:
 	to      *claim // who receives; nil: nobody
 	waiting []*mail
-	bytes   int   // of waiting
-	flight  *mail // to be handled, given to the receiver and not answered
+	bytes   int       // of waiting
+	flight  *mail     // to be handled, given to the receiver and not answered
+	again   time.Time // when to advance again without a cause; zero: never
 	timer   *time.Timer
 }
 
-// put takes a mail in behind the others; code: it is refused for that. names.mu is held, for reading at least. Whoever calls it
-// kicks the receiver.
+// put takes a mail in behind the others, or in front if it has been in a box before; code: it is refused for that. names.mu is
+// held, for reading at least. Whoever calls it kicks the receiver.
 func (x *box) put(m *mail, hold Hold) (code uint8) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if len(x.waiting) >= hold.Messages || len(x.waiting) > 0 && x.bytes+len(m.frame) > hold.Bytes || x.b.load.Load()+int64(len(m.frame)) > totalBytes {
 		return wire.ErrFull
 	}
+	at := len(x.waiting)
+	if m.box != nil { // it has waited, and comes back
+		at = 0
+	}
 	m.box = x
 	if x.to == nil {
 		x.holds(m, hold)
 	}
-	x.take(m, len(x.waiting))
+	x.take(m, at)
 	if x.to != nil {
 		x.advance()
 	} else {
@@ -100,58 +105,70 @@ func (x *box) holds(m *mail, hold Hold) {
 	}
 }
 
-// admit gives a new receiver all that waits, up to the second that is to be handled. names.mu is held for writing: nobody
-// can send to the receiver before that.
+// admit gives a new receiver all that waits, up to the second that is to be handled. What still waits then has waited for
+// its turn, not for a receiver: only its own time counts. names.mu is held for writing: nobody can send to the receiver before that.
 func (x *box) admit(c *claim) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.to = c
+	for _, m := range x.waiting {
+		m.expires = m.deadline
+	}
 	x.advance()
+	x.wake()
 }
 
 // advance queues what may go to the receiver now.
 func (x *box) advance() {
-	var ready []*mail
+	var ready []*item
+	x.again = time.Time{}
 	for i := 0; i < len(x.waiting); {
 		m := x.waiting[i]
 		if m.handled() && x.to.peer.two() {
-			if x.flight != nil {
+			until := time.Time{}
+			if x.flight == nil {
+				until = x.b.sessions.waits(m.session)
+			}
+			if x.flight != nil || !until.IsZero() {
+				if !until.IsZero() && (x.again.IsZero() || until.Before(x.again)) {
+					x.again = until
+				}
 				i++
 				continue
 			}
 			x.flight = m
 		}
 		x.give(i)
-		if code := m.convert(x.to.peer.two()); code != 0 {
+		message, code := m.as(x.to.peer.two())
+		if code != 0 {
 			x.refuse(m, code, 0)
 			if x.flight == m {
 				x.flight = nil
 			}
 			continue
 		}
-		ready = append(ready, m)
+		ready = append(ready, &item{frame: message, mail: m})
 	}
 	if len(ready) > 0 {
-		x.to.peer.out.queue.add(ready...)
+		x.to.peer.out.queue.add(ready)
 	}
 }
 
-// convert gives the mail the form of the receiver's protocol.
-func (m *mail) convert(two bool) (code uint8) {
+// as gives the mail the form of the receiver's protocol. The mail keeps its own: the next receiver may speak the other.
+func (m *mail) as(two bool) (message []byte, code uint8) {
 	switch {
 	case two == !m.packet:
+		return m.frame, 0
 	case two:
-		m.frame, m.packet = appendFrames(nil, m.frame), false
+		return appendFrames(nil, m.frame), 0
 	case m.kind == wire.TypeRequest:
-		return wire.ErrUnanswered
-	default:
-		packet, ok := appendPacket(nil, m.frame)
-		if !ok {
-			return wire.ErrTooBig
-		}
-		m.frame, m.packet = packet, true
+		return nil, wire.ErrUnanswered
 	}
-	return 0
+	packet, ok := appendPacket(nil, m.frame)
+	if !ok {
+		return nil, wire.ErrTooBig
+	}
+	return packet, 0
 }
 
 // recall takes back what the receiver c was not given, and what it may not have handled. names.mu is held for writing. next:
@@ -168,6 +185,7 @@ func (x *box) recall(c *claim, next bool) {
 		again := *f // it may be being written
 		again.frame = slices.Clone(f.frame)
 		again.frame[wire.OffsetFlags] |= wire.Repeat
+		again.held = false // that was released, or will be
 		back = slices.Insert(back, 0, &again)
 	}
 	x.flight = nil
@@ -188,7 +206,7 @@ func (x *box) recall(c *claim, next bool) {
 func (x *box) empty() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return len(x.waiting) == 0 && x.flight == nil
+	return len(x.waiting) == 0 && x.to == nil
 }
 
 // changed looks again at what waits, when the standing of the name may be another.
@@ -243,16 +261,30 @@ func (x *box) refuse(m *mail, code uint8, back time.Duration) {
 	x.b.failed(m.session, m.id, code, x.name, back)
 }
 
-// lose ends a mail of which the receiver got a part.
-func (x *box) lose(m *mail) {
+// torn is called when the receiver p has ended before all of a mail was written; begun: it got a part. No lock is held.
+func (m *mail) torn(p *peer, begun bool) {
+	x, b := m.box, m.box.b
+	p.paid(m.session, m.id)
+	switch {
+	case m.handled() && p.two(): // recall has taken it back as another
+		m.release()
+		return
+	case !begun:
+		b.names.mu.RLock()
+		hold := b.expected(x.name).Hold
+		b.names.mu.RUnlock()
+		if b.post(x.name, m, hold) == 0 {
+			return
+		}
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.refuse(m, wire.ErrGone, 0)
 }
 
-// wake sets the timer to the first that expires.
+// wake sets the timer to the first that expires, or may go on.
 func (x *box) wake() {
-	var first time.Time
+	first := x.again
 	for _, m := range x.waiting {
 		if !m.expires.IsZero() && (first.IsZero() || m.expires.Before(first)) {
 			first = m.expires
@@ -273,7 +305,6 @@ func (x *box) wake() {
 // expire refuses what has waited long enough. What waits behind one in flight for a receiver that is there, only by its own time.
 func (x *box) expire() {
 	x.mu.Lock()
-	defer x.mu.Unlock()
 	now := time.Now()
 	for i := 0; i < len(x.waiting); {
 		if m := x.waiting[i]; !m.expires.IsZero() && !now.Before(m.expires) {
@@ -286,7 +317,23 @@ func (x *box) expire() {
 			i++
 		}
 	}
+	x.mu.Unlock()
+	x.resume()
+	x.b.names.forget(x)
+}
+
+// resume lets what may go on, after its sender came back or has been away for long.
+func (x *box) resume() {
+	x.mu.Lock()
+	to := x.to
+	if to != nil {
+		x.advance()
+	}
 	x.wake()
+	x.mu.Unlock()
+	if to != nil {
+		to.peer.out.kick()
+	}
 }
 
 // done ends the flight that a receiver has handled, and lets the next one go; false: it is not in flight here.
@@ -298,6 +345,7 @@ func (x *box) done(c *claim, session, id uint64) bool {
 	}
 	x.flight = nil
 	x.advance()
+	x.wake()
 	return true
 }
 
@@ -312,16 +360,22 @@ func (m *mail) begin(p *peer) {
 func (m *mail) written(p *peer) {
 	b, a := m.box.b, m.box.b.gate.Account(m.box.name)
 	b.count.forwarded.Add(1)
-	if m.held {
-		b.count.released.Add(1)
-	}
 	if a != nil {
 		a.Received.Add(1)
-		if m.held {
-			a.Released.Add(1)
-		}
 	}
+	m.release()
 	if m.level == wire.LevelWritten || m.level == wire.LevelHandled && !p.two() {
 		b.acknowledge(m.session, m.id, wire.LevelWritten)
+	}
+}
+
+// release counts one that was held and waits no longer.
+func (m *mail) release() {
+	if !m.held {
+		return
+	}
+	m.box.b.count.released.Add(1)
+	if a := m.box.b.gate.Account(m.box.name); a != nil {
+		a.Released.Add(1)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -33,7 +34,9 @@ import (
 // The limits, each with what happens at it.
 const (
 	maxPeers   = 8192                   // connections at once, and at most half of the descriptors that the process may have; the next one is closed at accept, counted, logged once a second
-	maxClaims  = 16                     // (name, use) pairs kept of a connection; the oldest that it does not receive under is forgotten, and asked for again; one more to receive under is refused
+	maxNames   = 16                     // that a connection receives under; one more is refused
+	shrinkFrom = 256                    // peers at once, of which three quarters have gone: memory is given back
+	maxClaims  = 3 * maxNames           // (name, use) pairs kept of a connection; the oldest that it does not receive under is forgotten, and asked for again
 	maxPairs   = 1024                   // (source, target) pairs remembered for the log of undeliverable messages; beyond, only counted
 	readSize   = 64 << 10               // bytes a read takes; more waits in the socket
 	askAfter   = 10 * time.Millisecond  // waiting for room this long is ordinary; then the kernel is asked what the receiver has left unread
@@ -42,7 +45,8 @@ const (
 	logEvery   = time.Second            // a line that repeats passes once in so long, with the number of those kept back
 
 	// Of protocol 2.
-	controlMax       = 256 << 10       // bytes of acknowledgements, errors and states that a peer has not taken; further ones are lost and counted
+	controlMax       = 128 << 10       // bytes of acknowledgements, errors and states that a peer has not taken; then it is disconnected
+	controlLeast     = 8 << 10         // the same, while more than half of totalBytes waits; they are written at the latest when there are so many
 	peerBytes        = 1 << 20         // of publications that wait for a peer; then each subscription's policy decides
 	topicBytes       = 256 << 10       // the same, for one subscription
 	totalBytes       = 32 << 20        // of all that waits; then what is sent is refused, and policies decide
@@ -197,6 +201,7 @@ type Broker struct {
 	hangups   *hangups // from the first Serve on
 	listeners map[*listener]struct{}
 	peers     map[*peer]struct{}
+	most      int         // peers at a time, since memory was given back
 	partial   int         // bytes of frames begun
 	partials  map[int]int // by user
 }
@@ -312,6 +317,15 @@ func (b *Broker) snapshot() []*peer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Collect(maps.Keys(b.peers))
+}
+
+// shrink gives memory back to the kernel when most of many connections have gone: nothing else may happen for long that
+// makes the runtime do it. It wants mu.
+func (b *Broker) shrink() {
+	if b.most = max(b.most, len(b.peers)); b.most >= shrinkFrom && len(b.peers) < b.most/4 {
+		b.most = 0
+		time.AfterFunc(retryAfter, debug.FreeOSMemory)
+	}
 }
 
 // Counters gives what was counted until now.

@@ -281,7 +281,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// A connection keeps maxClaims; sources beyond are asked for again, receiving under more is refused.
+// A connection keeps maxClaims; sources beyond are asked for again, receiving under more than maxNames is refused.
 func TestManyNames(t *testing.T) {
 	w := start(t)
 	s := w.receiver(Unix, "client1")
@@ -289,10 +289,10 @@ func TestManyNames(t *testing.T) {
 		s.put(message("client1", fmt.Sprintf("s%d", i), "x"))
 		s.want("x")
 	}
-	for i := range 2 * maxClaims {
+	for i := range 2 * maxNames {
 		s.put(wire.Packet{Cmd: wire.CmdRegister, Source: fmt.Sprintf("r%d", i)})
 	}
-	w.until("the rest is refused", func() bool { return w.Counters().Refused == maxClaims+1 })
+	w.until("the rest is refused", func() bool { return w.Counters().Refused == maxNames+1 })
 	w.logged("name refused", 1)
 	if p := w.Peers(); len(p) != 1 || len(p[0].Names) != maxClaims || !w.Connected("client1") || !w.Connected("r14") || w.Connected("r15") {
 		t.Errorf("%+v", p)

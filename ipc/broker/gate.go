@@ -9,7 +9,7 @@ import (
 )
 
 // Gate decides who may do what; the daemon is one. It is called on the connection's goroutine, many at once, and never
-// under a lock of the broker, Standing excepted: while it decides, only that connection waits.
+// under a lock of the broker, Standing and Account excepted: while it decides, only that connection waits.
 type Gate interface {
 	// Arrive is called once for a connection, before anything is read of it. The broker hands who back to Claim and to
 	// Settle's mine, and does not look into it.
@@ -22,7 +22,7 @@ type Gate interface {
 	// May asks whether a peer may, as source, a name that it was granted ("": it says none), do this to target: a name, a topic
 	// or a pattern. A yes is kept until Renew; the error is told to the peer, and counted.
 	May(who any, source string, what Action, target string) error
-	// Account gives the counters of the client that owns the name, nil: nobody's.
+	// Account gives the counters of the client that owns the name, nil: nobody's. It must not wait.
 	Account(name string) *Account
 	// Standing is what is known about a name. It is called under locks of the broker and must not wait.
 	Standing(name string) Standing

@@ -5,6 +5,7 @@ package broker
 import (
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,6 +89,15 @@ func (n *names) box(b *Broker, name string) *box {
 	return x
 }
 
+// forget drops a box that nobody needs any more.
+func (n *names) forget(x *box) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.boxes[x.name] == x && x.empty() {
+		delete(n.boxes, x.name)
+	}
+}
+
 // drop frees what p still holds, and p takes no name any more.
 func (n *names) drop(p *peer) {
 	n.mu.Lock()
@@ -145,8 +155,8 @@ func (n *names) renew() {
 
 var errRenewed = errors.New("the gate is to be asked again")
 
-// keep adds c to its peer's claims. At maxClaims the oldest that the peer does not receive under makes room; if it
-// receives under all of them, keep says errTooMany.
+// keep adds c to its peer's claims. At maxClaims the oldest that the peer does not receive under makes room. At maxNames that it
+// receives under, keep says errTooMany to one more.
 func (n *names) keep(c *claim, asked uint64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -154,15 +164,19 @@ func (n *names) keep(c *claim, asked uint64) error {
 		return errRenewed
 	}
 	p := c.peer
+	received, other := 0, 0
+	for i, k := range slices.Backward(p.claims) {
+		if n.receivers[k.name] == k {
+			received++
+		} else {
+			other = i
+		}
+	}
+	if c.use == Receive && received == maxNames {
+		return errTooMany
+	}
 	if len(p.claims) == maxClaims {
-		i := 0
-		for i < maxClaims && n.receivers[p.claims[i].name] == p.claims[i] {
-			i++
-		}
-		if i == maxClaims {
-			return errTooMany
-		}
-		p.claims = append(p.claims[:i:i], p.claims[i+1:]...)
+		p.claims = append(p.claims[:other:other], p.claims[other+1:]...)
 	}
 	p.claims = append(p.claims, c)
 	return nil

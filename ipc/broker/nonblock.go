@@ -5,6 +5,7 @@ package broker
 // in its place. Pinned to one processor, that made a round trip a quarter slower.
 
 import (
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +38,9 @@ type rights struct {
 	unix.Cmsghdr
 	fds [maxRights + 1]int32
 }
+
+// rightsLent lends it to readers, as buffers does theirs.
+var rightsLent = sync.Pool{New: func() any { return new(rights) }}
 
 // recvNow is readNow, and takes the descriptors that came along. They come with the last of the bytes, never in front of bytes
 // of a later message.

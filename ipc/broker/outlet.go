@@ -52,7 +52,7 @@ type outlet struct {
 }
 
 func (o *outlet) init(p *peer) {
-	o.p = p
+	o.p, o.queue.load = p, &p.b.load
 	o.try = o.write
 	o.wait = func(fd uintptr) bool {
 		o.write(fd)
@@ -312,7 +312,7 @@ func (o *outlet) finish(parked chan struct{}) {
 		close(parked) // before the lock: who holds it may be waiting for this
 		o.mu.Lock()
 		if o.parked != parked { // fetched
-			o.mu.Unlock()
+			o.unlock() // something may have been queued this moment
 			return
 		}
 		o.parked = nil
@@ -378,15 +378,15 @@ func (o *outlet) close() {
 	o.mu.Lock()
 	o.gone = true
 	o.fetch()
-	torn := o.item
+	torn, begun := o.item, o.item != nil && len(o.rest) < len(o.item.frame)
 	o.rest, o.item = nil, nil
 	var t turn
 	if o.stuck.Load() {
 		t = o.unstick()
 	}
 	o.mu.Unlock()
-	if torn != nil && torn.mail != nil && !torn.mail.handled() { // that one its box has taken back
-		torn.mail.box.lose(torn.mail)
+	if torn != nil && torn.mail != nil {
+		torn.mail.torn(o.p, begun)
 	}
 	if t.ended {
 		o.log(slog.LevelInfo, "stuck receiver closed", t, "dropped", t.lost)

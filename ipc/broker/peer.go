@@ -115,6 +115,7 @@ func (p *peer) run() {
 	delete(b.peers, p)
 	b.sent.add(&p.sent)
 	b.written.add(&p.written)
+	b.shrink()
 	b.mu.Unlock()
 	b.step()
 }
@@ -141,7 +142,14 @@ func (p *peer) drainAll() error {
 	if v == nil {
 		return p.drain(p.pull, p)
 	}
+	if v.takes {
+		v.oob = rightsLent.Get().(*rights)
+	}
 	err := v.drain(p.pull, v)
+	if v.oob != nil {
+		rightsLent.Put(v.oob)
+		v.oob = nil
+	}
 	p.out.kick() // answers, all at once
 	v.clock()
 	return err
@@ -279,7 +287,7 @@ func (p *peer) may(from *claim, what Action, target []byte) error {
 
 var (
 	errName    = errors.New("not a name that a client may have")
-	errTooMany = fmt.Errorf("this connection receives under %d names already", maxClaims)
+	errTooMany = fmt.Errorf("this connection receives under %d names already", maxNames)
 )
 
 func mayClaim(name string) bool { return wire.ValidName(name) && !wire.Reserved(name) }

@@ -82,10 +82,10 @@ func (b *Broker) watch(p *peer, name string) (code uint8) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := w.names[name]
+	standing, state := b.state(name) // not what was told last: the time until the next start is less by now
+	standing.Hold, standing.Account = Hold{}, nil
 	if n == nil {
-		n = &watched{}
-		n.told, n.state = b.state(name)
-		n.told.Hold, n.told.Account = Hold{}, nil
+		n = &watched{told: standing, state: state}
 	}
 	if !slices.Contains(n.by, p) {
 		if p.watching >= maxWatches {
@@ -96,7 +96,7 @@ func (b *Broker) watch(p *peer, name string) (code uint8) {
 		w.names[name] = n
 	}
 	w.changes++
-	p.tell(stateFrame(name, n.state, n.told, w.changes))
+	p.tell(stateFrame(name, state, standing, w.changes))
 	return 0
 }
 

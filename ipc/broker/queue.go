@@ -46,13 +46,15 @@ func (m batch) split(written int) (done, begun int) {
 }
 
 type queue struct {
-	some atomic.Bool // something waits; changed under mu
+	load *atomic.Int64 // the broker's
+	some atomic.Bool   // something waits; changed under mu
 
 	mu sync.Mutex
 	// mu guards:
 	control []byte  // whole frames, at most controlMax
 	items   []*item // in order
 	bytes   int     // of publications among them
+	over    bool    // the connection is: nothing is queued any more
 }
 
 // item is one message that waits.
@@ -81,6 +83,7 @@ func (q *queue) next(p *peer) ([]byte, *item) {
 	if len(q.control) > 0 {
 		b := q.control
 		q.control = nil
+		q.load.Add(-int64(len(b)))
 		q.some.Store(len(q.items) > 0)
 		return b, nil
 	}
@@ -125,17 +128,29 @@ func (q *queue) account(it *item, sign int) {
 	it.sub.peer.b.load.Add(int64(sign * len(it.frame)))
 }
 
-// say queues a frame of zhx's own. It is lost, and counted, where the peer has not taken controlMax of them.
+// say queues a frame of zhx's own. A peer that has not taken controlMax of them is disconnected: it would wait for ever for
+// what it is not told.
 func (p *peer) say(f *wire.Frame) {
-	q := &p.out.queue
+	q, b := &p.out.queue, p.b
 	q.mu.Lock()
-	if len(q.control) < controlMax {
+	had, limit := len(q.control), controlMax
+	if b.load.Load() > totalBytes/2 {
+		limit = controlLeast
+	}
+	full := had >= limit
+	if !full && !q.over {
 		q.control = wire.AppendFrame(q.control, f)
+		q.load.Add(int64(len(q.control) - had))
 		q.some.Store(true)
-	} else {
-		p.b.count.untold.Add(1)
 	}
 	q.mu.Unlock()
+	switch {
+	case full:
+		b.count.untold.Add(1)
+		p.kick()
+	case had >= controlLeast:
+		p.out.kick()
+	}
 }
 
 // tell is say to any connection: it is written at once if there is room and nobody is writing.
@@ -144,13 +159,11 @@ func (p *peer) tell(f *wire.Frame) {
 	p.out.kick()
 }
 
-// add queues mails in front of everything that is queued by now but other mails.
-func (q *queue) add(mails ...*mail) {
+// add queues mails behind everything that is queued by now.
+func (q *queue) add(mails []*item) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, m := range mails {
-		q.items = append(q.items, &item{frame: m.frame, mail: m})
-	}
+	q.items = append(q.items, mails...)
 	q.some.Store(len(q.items) > 0 || len(q.control) > 0)
 }
 
@@ -173,6 +186,9 @@ func (q *queue) recall(of *box) (mails []*mail) {
 func (q *queue) publish(frame []byte, s *subscription) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.over { // its subscription was found just before
+		return true
+	}
 	b := s.peer.b
 	full := func() bool {
 		return s.waiting >= s.limit || s.bytes+len(frame) > topicBytes || q.bytes+len(frame) > peerBytes || b.load.Load()+int64(len(frame)) > totalBytes
@@ -224,13 +240,14 @@ func (q *queue) waiting() (bytes int) {
 	return bytes + len(q.control)
 }
 
-// clear forgets everything, for a connection that is over.
+// clear forgets everything, and what comes later, for a connection that is over.
 func (q *queue) clear() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.items) > 0 {
 		q.remove(len(q.items) - 1)
 	}
-	q.control = nil
+	q.load.Add(-int64(len(q.control)))
+	q.control, q.over = nil, true
 	q.some.Store(false)
 }

@@ -127,6 +127,8 @@ func (b *Broker) post(name string, m *mail, hold Hold) (code uint8) {
 		}
 		if to != nil {
 			to.peer.out.kick()
+		} else if code != 0 {
+			b.names.forget(x)
 		}
 		return code
 	}

@@ -12,20 +12,24 @@ import (
 
 // party is one session.
 type party struct {
-	id  uint64
-	uid int
+	id uint64
+
+	turn sync.Mutex // held from when a message to be handled is known to be new until it waits, for their order
 
 	// sessions.mu guards:
 	peer *peer     // nil: it is not connected
+	uid  int       // -1: unknown
 	left time.Time // since when not
+	deaf bool      // and it has not been told that one of its messages was handled
 	high uint64    // the highest id of a message to be handled
 	ring []outcome // of the last keptOutcomes of those; nil: there was none
-	next int       // where the next goes
+	next int       // where the next goes, unless that one is under way
 }
 
 // outcome is what became of a message that was to be handled.
 type outcome struct {
 	id   uint64
+	to   string
 	end  uint8 // 0: it is under way
 	code uint8
 }
@@ -49,11 +53,22 @@ func (s *sessions) enter(id uint64, p *peer) (t *party, older *peer, ok bool) {
 		s.forget()
 		t = &party{id: id, uid: p.cred.UID}
 		s.all[id] = t
-	} else if t.uid != p.cred.UID {
+	} else if t.uid >= 0 && t.uid != p.cred.UID { // one that ended before it was identified is nobody's
 		return nil, nil, false
 	}
-	older, t.peer = t.peer, p
+	older, t.peer, t.uid, t.deaf = t.peer, p, p.cred.UID, false
 	return t, older, true
+}
+
+// waits tells until when no further message of a session is given to who handles them, zero: it may. One that has missed the
+// word that a message was handled would, under another zhxd, send that and those behind it again, and only the first marked.
+func (s *sessions) waits(session uint64) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.all[session]; t != nil && t.deaf && time.Since(t.left) < graceFor {
+		return t.left.Add(graceFor)
+	}
+	return time.Time{}
 }
 
 // leave ends p's being the connection of its session, which is kept for a while if something may be sent again.
@@ -100,7 +115,7 @@ func (s *sessions) at(id uint64) *peer {
 }
 
 // fresh notes a message that is to be handled; was: it has been sent before, and that is what became of it.
-func (s *sessions) fresh(t *party, id uint64) (was outcome, again bool) {
+func (s *sessions) fresh(t *party, id uint64, to string) (was outcome, again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if id <= t.high {
@@ -116,12 +131,29 @@ func (s *sessions) fresh(t *party, id uint64) (was outcome, again bool) {
 		t.ring = make([]outcome, 0, 8)
 	}
 	if len(t.ring) < keptOutcomes {
-		t.ring = append(t.ring, outcome{id: id})
+		t.ring = append(t.ring, outcome{id: id, to: to})
 	} else {
-		t.ring[t.next] = outcome{id: id}
+		for i := 0; i < keptOutcomes && t.ring[t.next].end == 0; i++ {
+			t.next = (t.next + 1) % keptOutcomes
+		}
+		t.ring[t.next] = outcome{id: id, to: to}
 		t.next = (t.next + 1) % keptOutcomes
 	}
 	return outcome{}, false
+}
+
+// sentTo tells who a message to be handled is for; "": it is not known.
+func (s *sessions) sentTo(session, id uint64) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.all[session]; t != nil && id <= t.high {
+		for i := range t.ring {
+			if t.ring[i].id == id {
+				return t.ring[i].to
+			}
+		}
+	}
+	return ""
 }
 
 // ended notes what became of a frame, and gives the connection that is to be told.
@@ -132,6 +164,7 @@ func (s *sessions) ended(session, id uint64, end, code uint8) *peer {
 	if t == nil {
 		return nil
 	}
+	t.deaf = t.deaf || t.peer == nil && end == handled
 	if id <= t.high {
 		for i := range t.ring {
 			if t.ring[i].id == id {

@@ -33,9 +33,9 @@ type topics struct {
 	bytes int                        // of those
 }
 
-// subscribe adds a subscription, or puts it in the place of the peer's own for that pattern, and returns the last values that it is to
-// be told; code: it is refused.
-func (t *topics) subscribe(s *subscription) (kept [][]byte, code uint8) {
+// subscribe adds a subscription, or puts it in the place of the peer's own for that pattern, acknowledges that to the peer, and tells
+// it the last values; code: it is refused. The lock is held for that, so that no newer value comes before them.
+func (t *topics) subscribe(s *subscription, id uint64) (code uint8) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	mine := 0
@@ -50,16 +50,17 @@ func (t *topics) subscribe(s *subscription) (kept [][]byte, code uint8) {
 		}
 	}
 	if mine >= maxSubscriptions || len(t.subs) >= maxPeers {
-		return nil, wire.ErrFull
+		return wire.ErrFull
 	}
 	t.subs = append(t.subs, s)
 	clear(t.cache)
+	s.peer.say(&wire.Frame{Type: wire.TypeAck, Code: wire.LevelAccepted, Session: s.peer.v2.Load().party.id, ID: id})
 	for topic, frame := range t.kept {
 		if wire.MatchTopic(s.pattern, topic) {
-			kept = append(kept, frame)
+			s.send(frame, frame)
 		}
 	}
-	return kept, 0
+	return 0
 }
 
 // unsubscribe ends one subscription of p; "" all.

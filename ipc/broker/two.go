@@ -21,7 +21,8 @@ type two struct {
 	p     *peer
 	party *party    // nil: it has not said HELLO
 	fds   []int     // that have come and belong to frames that have not
-	oob   *rights   // not nil: descriptors are taken
+	takes bool      // descriptors
+	oob   *rights   // while the reader has something to read and takes descriptors
 	since time.Time // since when a frame is begun; zero: none is
 
 	mu   sync.Mutex
@@ -287,7 +288,9 @@ func (v *two) toBeHandled(m batch, from *claim, target []byte) (rest batch, code
 	if m.fds != nil {
 		return m, wire.ErrNoFDs, 0
 	}
-	was, again := b.sessions.fresh(v.party, wire.FrameID(m.b))
+	v.party.turn.Lock() // an older connection of the session may still be read
+	defer v.party.turn.Unlock()
+	was, again := b.sessions.fresh(v.party, wire.FrameID(m.b), string(target))
 	switch {
 	case again && was.end == refused:
 		v.p.say(errorFrame(v.party.id, was.id, was.code, string(target), 0, ""))
@@ -299,7 +302,10 @@ func (v *two) toBeHandled(m batch, from *claim, target []byte) (rest batch, code
 		return m.skip(1), waits, 0
 	}
 	to := b.names.find(target)
-	if to == nil || !to.peer.two() {
+	switch {
+	case to == nil: // nor may it go past the box of one that comes now
+		return b.hold(m, string(target))
+	case !to.peer.two():
 		return b.carry(m, v.p, from, target)
 	}
 	hold := b.gate.Standing(to.name).Hold
@@ -388,6 +394,8 @@ func (v *two) from(f []byte, fds []int, from *claim) {
 		v.answer(f, wire.ErrBad, "")
 	case kind == wire.TypeMessage, kind == wire.TypeRequest:
 		v.carry(batch{b: f, n: 1, frames: true, fds: fds}, from)
+	case fds != nil:
+		v.answer(f, wire.ErrNoFDs, "")
 	case kind == wire.TypePublish:
 		if !wire.ValidTopic(string(to)) {
 			v.answer(f, wire.ErrBad, "")
@@ -412,10 +420,8 @@ func (v *two) from(f []byte, fds []int, from *claim) {
 			v.answer(f, wire.ErrDenied, err.Error())
 		} else {
 			s := &subscription{peer: p, pattern: string(to), policy: policy, limit: limit}
-			kept, code := b.topics.subscribe(s)
-			v.answer(f, code, "")
-			for _, frame := range kept {
-				p.out.queue.publish(frame, s)
+			if code := b.topics.subscribe(s, wire.FrameID(f)); code != 0 {
+				v.answer(f, code, "")
 			}
 		}
 	}
@@ -477,7 +483,7 @@ func (v *two) hello(f []byte) error {
 		no = b.gate.Admit(p.who, wire.FrameBody(f))
 	} else if f[wire.OffsetFlags]&wire.TakesFDs != 0 {
 		welcome.Flags |= wire.TakesFDs
-		v.oob = new(rights)
+		v.takes, v.oob = true, rightsLent.Get().(*rights) // from the next byte on
 	}
 	t, older, ok := (*party)(nil), (*peer)(nil), false
 	if no == nil && id != 0 {
@@ -494,16 +500,27 @@ func (v *two) hello(f []byte) error {
 	}
 	v.party = t
 	p.say(welcome)
+	b.names.mu.RLock()
+	for _, x := range b.names.boxes {
+		x.resume()
+	}
+	b.names.mu.RUnlock()
 	if older != nil {
 		older.kick()
 	}
 	return nil
 }
 
-// acknowledged ends a message that the client has handled. One that is not in flight was given by an earlier zhxd: its sender
-// knows it, if it is here.
+// acknowledged ends a message that the client has handled. One that nothing is known of was given by an
+// earlier zhxd: its sender knows it, if it is here.
 func (v *two) acknowledged(f []byte) {
 	b, session, id := v.p.b, wire.FrameSession(f), wire.FrameID(f)
+	if to := b.sessions.sentTo(session, id); to != "" {
+		if c := b.names.find([]byte(to)); c == nil || c.peer != v.p {
+			return
+		}
+	}
+	b.acknowledge(session, id, wire.LevelHandled) // first: if zhxd dies in between, only the one in flight may have been handled unknown to its sender
 	for _, c := range v.p.claims {
 		if c.use != Receive {
 			continue
@@ -517,7 +534,6 @@ func (v *two) acknowledged(f []byte) {
 		}
 	}
 	v.p.out.kick() // the next one
-	b.acknowledge(session, id, wire.LevelHandled)
 }
 
 // reply takes a reply to where its request came from.
@@ -548,7 +564,7 @@ func (v *two) reply(f []byte, fds []int) {
 // takesFDs tells whether descriptors may be sent to the peer.
 func (p *peer) takesFDs() bool {
 	v := p.v2.Load()
-	return v != nil && v.oob != nil
+	return v != nil && v.takes
 }
 
 // cancel takes back a request that waits, or tells who has it.
