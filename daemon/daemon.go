@@ -209,13 +209,6 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 	defer hurry()
 	var parts sync.WaitGroup
 	parts.Go(func() { d.signals(serving, sigs, hurry) })
-	for _, ln := range listeners.data {
-		parts.Go(func() {
-			if err := d.bus.Serve(ln); err != nil {
-				d.log.Error("listener failed", "address", ln.Addr().String(), "err", err, "next", "restart zhxd")
-			}
-		})
-	}
 	d.ctl = d.controlServer(&conf.Daemon)
 	parts.Go(func() { d.watch.Run(serving) })
 	if d.board.beat > 0 {
@@ -229,6 +222,14 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 		d.log.Error("leftovers of the last zhxd", "err", err, "next", "their clients are not started until they are gone")
 	}
 	d.apply(conf)
+	// Who connected earlier waits: a run that is not adopted yet could not prove its name, and its receivers seem to be stopped.
+	for _, ln := range listeners.data {
+		parts.Go(func() {
+			if err := d.bus.Serve(ln); err != nil {
+				d.log.Error("listener failed", "address", ln.Addr().String(), "err", err, "next", "restart zhxd")
+			}
+		})
+	}
 	parts.Go(func() { d.ctl.Serve(serving, listeners.control) }) // who asks earlier waits: there is no client to speak of yet
 	parts.Go(func() {
 		limited, cancel := context.WithTimeout(ctx, startMax)

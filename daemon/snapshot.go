@@ -4,6 +4,8 @@ package daemon
 
 import (
 	"context"
+	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"zhx/daemon/control"
 	"zhx/ipc/broker"
 	"zhx/procman"
+	"zhx/procman/proc"
 )
 
 // Status implements control.Backend.
@@ -74,9 +77,14 @@ func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus 
 			Released: c.account.Released.Load(), Expired: c.account.Expired.Load(),
 		},
 	}
+	st.DependsOn, st.TalksTo = c.configured().DependsOn, c.talksTo()
 	if p.PID != 0 {
 		uptime := control.Seconds(time.Since(p.Since))
 		st.PID, st.Uptime = &p.PID, &uptime
+		if cpu, resident, err := proc.Usage(p.PID); err == nil {
+			percent := c.load(p, cpu)
+			st.CPU, st.Memory = &percent, &resident
+		}
 	}
 	if p.Run != 0 {
 		st.Run = &p.Run
@@ -101,6 +109,34 @@ func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus 
 	st.Watchdog = c.watchdogStatus()
 	st.LastExit = exitStatus(p.LastExit)
 	return st
+}
+
+const loadLeast = time.Second // between two looks at a process' time, which the kernel counts in ticks
+
+// load is what a client uses of a processor, in percent.
+func (c *client) load(p procman.Status, cpu time.Duration) float64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if c.used.pid != p.PID || c.used.run != p.Run {
+		c.used = used{pid: p.PID, run: p.Run, at: p.Since}
+	}
+	if since := now.Sub(c.used.at); since >= loadLeast || c.used.cpu == 0 {
+		c.used.percent = math.Round(max(0, float64(cpu-c.used.cpu)/float64(max(since, 1))*1000)) / 10
+		c.used.at, c.used.cpu = now, cpu
+	}
+	return c.used.percent
+}
+
+// talksTo are the names that the run that lives has sent something to.
+func (c *client) talksTo() []string {
+	s := c.run()
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.targets))
 }
 
 // watchdogStatus is nil where it is off.
@@ -146,7 +182,11 @@ func exitStatus(e *procman.LastExit) *control.ExitStatus {
 		return nil
 	}
 	d := death(*e)
-	return &control.ExitStatus{Reason: d.Reason, Code: d.Code, Success: e.Success, Signal: d.Signal, Detail: d.Detail, At: d.At, Ago: d.Ago}
+	st := &control.ExitStatus{Reason: d.Reason, Code: d.Code, Success: e.Success, Signal: d.Signal, Detail: d.Detail, At: d.At, Ago: d.Ago}
+	if n := len(d.Lines); n > 0 {
+		st.Said = &d.Lines[n-1]
+	}
+	return st
 }
 
 // death is the end of one run for people and scripts.
@@ -216,4 +256,18 @@ func peerStatus(p broker.PeerInfo) control.PeerStatus {
 		st.UID = &p.UID
 	}
 	return st
+}
+
+// Show implements control.Backend.
+func (b backend) Show(_ context.Context, name string) (control.Shown, error) {
+	conf := b.config()
+	set := conf.KeysOf(name)
+	if set == nil {
+		return control.Shown{}, b.known(name)
+	}
+	shown := control.Shown{Name: name, File: conf.Path}
+	for _, k := range set {
+		shown.Keys = append(shown.Keys, control.KeySet(k))
+	}
+	return shown, nil
 }

@@ -208,7 +208,7 @@ func (m registeredMsg) on(p *program) {
 	if m.armed {
 		p.rec.Armed = true
 	} else {
-		p.rec.Registered, p.receiver = true, true
+		p.rec.Registered, p.rec.Receiver = true, true
 		p.handle(event{kind: evRegistered, run: m.run})
 	}
 	p.rec.Ready = p.m.ready
@@ -337,6 +337,44 @@ func (m warnMsg) on(p *program) {
 		p.complain("cannot be signalled", p.life.poke(m.sig))
 	}
 }
+
+// killMsg signals the leader, with SIGKILL the whole tree. The client stays wanted or not, as it was.
+type killMsg struct {
+	by    string
+	sig   syscall.Signal
+	reply chan<- error
+}
+
+func (m killMsg) on(p *program) {
+	if p.life == nil {
+		m.refuse(fmt.Errorf("client %q: %w", p.name, ErrNoProcess))
+		return
+	}
+	p.log.Info("signalled", "run", p.m.run, "pid", p.life.pid(), "signal", signalName(m.sig), "by", m.by, "next", "its restart decides, should it end")
+	if m.sig != syscall.SIGKILL {
+		m.refuse(p.life.poke(m.sig))
+		return
+	}
+	p.because("kill asked by " + m.by)
+	p.handle(event{kind: evKill})
+	m.refuse(nil)
+}
+
+func (m killMsg) refuse(err error) { refuse(m.reply, err) }
+
+// resetMsg has the client's failures forgotten.
+type resetMsg struct {
+	by    string
+	reply chan<- error
+}
+
+func (m resetMsg) on(p *program) {
+	p.handle(event{kind: evReset})
+	p.log.Info("failures forgotten", "by", m.by, "next", p.doing())
+	m.refuse(nil)
+}
+
+func (m resetMsg) refuse(err error) { refuse(m.reply, err) }
 
 // answer replies to those whose aim is reached, or cannot be.
 func (p *program) answer() {

@@ -73,6 +73,7 @@ var (
 	ErrSuperseded = errors.New("superseded by another request")
 	ErrClosed     = errors.New("zhxd is shutting down")
 	ErrUnkillable = errors.New("its processes survive SIGKILL")
+	ErrNoProcess  = errors.New("it has no process")
 )
 
 // Events tells the daemon about runs. The methods are called on the program's goroutine, one at a time a client, and must
@@ -207,8 +208,12 @@ func (s *Set) Apply(specs []Spec) Plan {
 		case row.Action == ActLive:
 			p.tell(change)
 		case spec.Autostart:
-			turn, reply := make(chan error, 1), make(chan error, 1)
-			p.put(startMsg{after: turned, turn: turn, reply: reply}, nil)
+			turn, reply, begun := make(chan error, 1), make(chan error, 1), make(chan struct{})
+			if m := (startMsg{begun: begun, after: turned, turn: turn, reply: reply}); p.tell(m) {
+				<-begun // who looks from now on sees that it is to run
+			} else {
+				m.refuse(nil)
+			}
 			turned = all([]<-chan error{turned, turn}) // a client stopped by hand answers at once: not for those before it
 			tried = append(tried, reply)
 		}
@@ -291,7 +296,7 @@ func (s *Set) Wait(ctx context.Context) error {
 func (s *Set) Start(ctx context.Context, name, by string) error {
 	s.raise(name)
 	asked := s.asked.Add(1)
-	return s.ask(ctx, name, func(p *program, m request) bool { return p.tell(m) }, func(reply chan<- error) request { return startMsg{by: by, asked: asked, reply: reply} })
+	return s.ask(ctx, name, hand, func(reply chan<- error) request { return startMsg{by: by, asked: asked, reply: reply} })
 }
 
 // Stop ends the client's whole tree, after those who depend on it, which wait then; it stays stopped, over a restart of zhxd
@@ -310,6 +315,20 @@ func (s *Set) Restart(ctx context.Context, name, by string) error {
 		return startMsg{by: by, asked: asked, fresh: true, reply: reply}
 	})
 }
+
+// Kill sends sig to the leader of the run, SIGKILL to its whole tree, and returns when that is done: ErrNoProcess where none
+// lives. What follows, should the run end of it, is as after any end that nobody asked for.
+func (s *Set) Kill(ctx context.Context, name, by string, sig syscall.Signal) error {
+	return s.ask(ctx, name, hand, func(reply chan<- error) request { return killMsg{by: by, sig: sig, reply: reply} })
+}
+
+// Reset forgets the failures of a client: its start limit and its delay begin anew. A backoff that is under way is cut to
+// RestartDelay; a client that has given up is stopped, and its next start an ordinary one.
+func (s *Set) Reset(ctx context.Context, name, by string) error {
+	return s.ask(ctx, name, hand, func(reply chan<- error) request { return resetMsg{by: by, reply: reply} })
+}
+
+func hand(p *program, m request) bool { return p.tell(m) }
 
 func (s *Set) ask(ctx context.Context, name string, tell func(*program, request) bool, m func(chan<- error) request) error {
 	p, err := s.find(name)

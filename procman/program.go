@@ -97,7 +97,6 @@ type program struct {
 	last     *LastExit
 	deaths   []LastExit // never written to: replaced
 	adopted  bool
-	receiver bool   // a run has registered with the broker, also under an earlier zhxd
 	number   int64  // of the Apply that rules came with, or that removed it
 	asked    int64  // the last request by hand
 	leaving  int    // so many requests will take it down, after its dependants
@@ -161,6 +160,7 @@ func (p *program) adopt() {
 		return
 	}
 	p.life, p.since, p.adopted = l, time.Now().Add(-a.uptime), true
+	p.ring.Begin(p.rec.Run)
 	p.log.Info("adopted", "run", p.rec.Run, "pid", l.pid(), "uptime", a.uptime.Round(time.Millisecond))
 	p.events.Running(p.name, p.rec.Run, l.pid())
 	p.handle(event{kind: evAdopted, run: p.rec.Run, ok: a.ready, owes: a.registered, d: a.uptime})
@@ -179,7 +179,6 @@ func (p *program) adopt() {
 func (p *program) load() {
 	p.rec, p.recErr = p.host.load()
 	p.m.run = max(p.m.run, p.rec.Run)
-	p.receiver = p.receiver || p.rec.Registered
 }
 
 func (p *program) save() {
@@ -425,6 +424,7 @@ func (p *program) spawn() kind {
 	p.throttle = 0
 	p.text, p.exit, p.adopted, p.notice, p.phase = "", nil, false, "", ""
 	p.rec.Run, p.rec.Exited, p.since = p.m.run, false, time.Now()
+	p.ring.Begin(p.m.run)
 	l, err := p.host.spawn(p.m.rules, &p.rec, p.inlet())
 	if err != nil {
 		var errno syscall.Errno
@@ -508,7 +508,7 @@ func (p *program) success(code int) bool {
 
 func (p *program) publish() {
 	s := &Status{Name: p.name, State: p.m.state, Wanted: p.m.want, Run: p.m.run, Restarts: p.m.restarts,
-		Since: p.since, Registers: p.receiver, LastExit: p.last, Deaths: p.deaths, StoppedBy: p.rec.StoppedBy,
+		Since: p.since, Registers: p.rec.Receiver, LastExit: p.last, Deaths: p.deaths, StoppedBy: p.rec.StoppedBy,
 		Ready: p.m.ready && p.leaving == 0 && p.phase != "stopping" || p.m.done, Adopted: p.adopted, TTY: p.m.rules.TTY, Outlook: p.doing(), Notice: p.notice, Phase: p.phase}
 	if p.life != nil {
 		s.PID, s.unheard = p.life.pid(), p.life.unheard

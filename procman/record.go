@@ -47,6 +47,7 @@ type record struct {
 	UID       int    `json:"uid"`
 	Cgroup    string `json:"cgroup,omitempty"`     // the run's cgroup2
 	StoppedBy string `json:"stopped_by,omitempty"` // stopped by hand: not started by autostart
+	Receiver  bool   `json:"receiver,omitempty"`   // a run has registered with the broker
 	Exited    bool   `json:"exited,omitempty"`     // it is in that state: not started by autostart either, until the next boot
 
 	// What the next zhxd has to know to go on with the run.

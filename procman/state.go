@@ -47,6 +47,8 @@ const (
 	evThrottled   kind = "throttled"    // the restart has to wait for d: too many on the board at once
 	evDumping     kind = "dumping"      // the kernel writes the leader's core
 	evUndumped    kind = "undumped"     // it does not
+	evKill        kind = "kill"         // SIGKILL, asked by hand; restart decides what follows
+	evReset       kind = "reset"        // to forget the failures so far
 )
 
 type event struct {
@@ -125,7 +127,7 @@ func step(m machine, e event) (machine, action) {
 		if e.run != m.run {
 			return m, doNothing
 		}
-	case evStart, evRestart: // whoever asks knows of the crashes
+	case evStart, evRestart, evReset: // whoever asks knows of the crashes
 		m.unstable, m.count = 0, 0
 	}
 	switch m.state {
@@ -163,6 +165,14 @@ func (m machine) resting(e event) (machine, action) {
 	case evRules: // a shorter restart_delay_max holds at once
 		if m.deadline != 0 {
 			m.deadline = min(m.deadline, e.now+m.rules.RestartDelayMax)
+		}
+	case evReset: // it does not start what has given up
+		if m.state == Failed && m.deadline == 0 {
+			m.want = false
+			return m.to(Stopped, 0, doNothing)
+		}
+		if m.deadline != 0 {
+			m.deadline = min(m.deadline, e.now+m.rules.RestartDelay)
 		}
 	}
 	return m, doNothing
@@ -287,6 +297,8 @@ func (m machine) running(e event) (machine, action) {
 		return m.stop(e, ByDependency)
 	case evExited: // what it left behind had no stop request and gets no time
 		return m.kill(e, "")
+	case evKill:
+		return m.kill(e, BySignal)
 	case evExpired:
 		if !e.spared {
 			return m.abort(e)
@@ -340,6 +352,10 @@ func (m machine) ending(e event) (machine, action) {
 	case evStop:
 		m.want, m.again = false, false
 		if e.hurry && !m.killed {
+			return m.kill(e, m.cause)
+		}
+	case evKill:
+		if !m.killed {
 			return m.kill(e, m.cause)
 		}
 	case evExtend:

@@ -17,7 +17,7 @@ type Reason string
 
 const (
 	ByExit     Reason = "exit"     // by itself, with Code
-	BySignal   Reason = "signal"   // of a signal that zhx did not send
+	BySignal   Reason = "signal"   // of a signal that zhx did not send, or was asked to send
 	ByWatchdog Reason = "watchdog" // ended after a lapse: by abort_signal, which Signal may show, or SIGKILL
 	ByFrozen   Reason = "frozen"   // killed after watchdog_timeout in state T
 	ByStop     Reason = "stop"     // stopped on request: stop, restart, an edit, shutdown

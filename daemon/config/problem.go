@@ -21,13 +21,18 @@ type Problem struct {
 	Section string // as in the file, without brackets: "daemon", "client.modem"; "" if it has none
 	Text    string
 	Warning bool // the configuration is valid all the same
+	Column  int  // in characters from 1; 0 if there is none
+	Width   int  // how many characters are meant; 0 without Column
 }
 
-// String is FILE:LINE: error: TEXT, as compilers write it.
+// String is FILE:LINE:COLUMN: error: TEXT, as compilers write it.
 func (p Problem) String() string {
 	at, kind := p.File, "error"
 	if p.Line > 0 {
 		at = fmt.Sprintf("%s:%d", p.File, p.Line)
+	}
+	if p.Column > 0 {
+		at = fmt.Sprintf("%s:%d", at, p.Column)
 	}
 	if p.Warning {
 		kind = "warning"
@@ -77,11 +82,12 @@ func (f *file) decode() (ok bool) {
 	}
 	if err != nil {
 		text := err.Error()
-		if pe, is := errors.AsType[toml.ParseError](err); is {
+		pe, is := errors.AsType[toml.ParseError](err)
+		if is {
 			text = pe.Message
 		}
 		f.report(nil, false, "%s", text)
-		f.problems[0].Line = f.position(err)
+		f.locateSyntax(&f.problems[0], pe)
 	}
 	return err == nil
 }
@@ -112,7 +118,9 @@ func (f *file) report(path []string, warning bool, format string, args ...any) {
 	if told := fmt.Sprintf("%q %v %s", path, warning, text); !f.told[told] {
 		f.told[told] = true
 		f.count[warning]++
-		f.problems = append(f.problems, Problem{File: f.path, Line: f.line(path), Section: section(top(path)), Text: text, Warning: warning})
+		p := Problem{File: f.path, Section: section(top(path)), Text: text, Warning: warning}
+		f.locate(&p, path)
+		f.problems = append(f.problems, p)
 	}
 }
 
@@ -177,7 +185,8 @@ func (f *file) position(err error) int {
 	if pe.Position.Line == 0 {
 		return 0
 	}
-	return 1 + strings.Count(f.text[:min(pe.Position.Start, len(f.text))], "\n")
+	line, _ := f.at(pe.Position.Start)
+	return line
 }
 
 // undecodable fails to be decoded, which makes the library say where it stands.

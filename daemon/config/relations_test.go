@@ -358,7 +358,7 @@ func TestManyClients(t *testing.T) {
 		text += fmt.Sprintf("[client.a%d]\n", i)
 	}
 	_, err := Parse("f", []byte(text), inRun)
-	if want := "f:20: error: these are more than 1024 clients"; err == nil || err.Error() != want {
+	if want := "f:20:1: error: these are more than 1024 clients"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 	text = "[client.a]\ncommand = ['x']\n"
@@ -366,7 +366,7 @@ func TestManyClients(t *testing.T) {
 		text += fmt.Sprintf("[group.g%d]\nclients = ['a']\n", i)
 	}
 	_, err = Parse("f", []byte(text), inRun)
-	if want := "f:515: error: these are more than 256 groups"; err == nil || err.Error() != want {
+	if want := "f:515:1: error: these are more than 256 groups"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 }

@@ -92,6 +92,13 @@ type ClientStatus struct {
 	LastExit  *ExitStatus     `json:"last_exit"`
 	Messages  Messages        `json:"messages"`
 	Log       *LogStatus      `json:"log"` // nil: nothing of it is kept
+
+	// Of the first process, without what it has started; nil: there is none. CPU is 100 for a whole processor, over the time since
+	// the last status that is at least a second ago; the first one says it over the life of the process.
+	CPU       *float64 `json:"cpu_percent"`
+	Memory    *int64   `json:"memory_bytes"` // resident
+	DependsOn []string `json:"depends_on"`
+	TalksTo   []string `json:"talks_to"` // names that its present run has sent something to, the first 256
 }
 
 // LogStatus counts lines, over all runs of a client in this zhxd.
@@ -157,6 +164,7 @@ type ExitStatus struct {
 	Detail  *string `json:"detail"`  // for people: why a spawn failed, who stopped it
 	At      Stamp   `json:"at"`
 	Ago     float64 `json:"ago_s"`
+	Said    *string `json:"said"` // the last line that it printed; what is not UTF-8 is U+FFFD
 }
 
 // Why is the answer to GET /v1/why: what one client is doing, and how its last runs ended.
@@ -445,3 +453,40 @@ func (s Stamp) MarshalJSON() ([]byte, error) {
 
 // Seconds is d in seconds, whole milliseconds.
 func Seconds(d time.Duration) float64 { return math.Round(d.Seconds()*1000) / 1000 }
+
+// What is seen beside the status.
+
+// Event is something that happened to a client: one line of JSON in the answer to GET /v1/events.
+type Event struct {
+	Seq    uint64 `json:"seq"` // one more than that of the event before, of this zhxd
+	At     Stamp  `json:"at"`
+	Client string `json:"client"` // "": zhxd itself
+	// Kind is a state of ClientStatus, with the words ready and removed besides; or what is done to it: late | lapse | asked | reload.
+	Kind string  `json:"kind"`
+	Run  *uint64 `json:"run"`            // nil: of none
+	Text string  `json:"text"`           // for people: the cause, and what happens next
+	Lost uint64  `json:"lost,omitempty"` // events before this one, the reader being too slow
+}
+
+// EventQuery says which events are wanted.
+type EventQuery struct {
+	Names  []string // none: of all clients, and of zhxd
+	N      int      // the last N, of the 256 that are kept; -1: all of them
+	Follow bool     // and what comes, until the reader goes
+}
+
+// Shown is the answer to GET /v1/show: the configuration of a client as it is in force.
+type Shown struct {
+	V    int      `json:"v"`
+	Name string   `json:"name"`
+	File string   `json:"file"`
+	Keys []KeySet `json:"keys"`
+}
+
+// KeySet is a key of clients.toml and where its value comes from.
+type KeySet struct {
+	Key   string `json:"key"`
+	Value string `json:"value"` // as TOML
+	From  string `json:"from"`  // the section: "client.gps" | "defaults" | "watchdog"; "": it is the default
+	Line  int    `json:"line"`  // of the file when it was loaded; 0: it stands there not
+}

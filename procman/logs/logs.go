@@ -24,7 +24,7 @@ const (
 	RingSize    = 64 << 10 // bytes of a ring, lineCost included; the oldest lines go first
 	LineMax     = 4 << 10  // bytes of a line; a longer one becomes several, see Line.Cut
 	FollowQueue = 256      // lines that wait for a follower; what comes then is lost to it, see Line.Lost
-	lineCost    = 64       // what a line costs beside its bytes, so that empty lines fill a ring too
+	lineCost    = 72       // what a line costs beside its bytes, so that empty lines fill a ring too
 
 	FileMiB     = 1                     // MiB of a client's file; before it would grow beyond, it is renamed and a new one begun
 	FileOld     = 1                     // renamed files that are kept
@@ -38,6 +38,7 @@ type Line struct {
 	Seq  int64     // counts the ring's lines from 1
 	At   time.Time // when zhxd read it: wall clock and, within this zhxd, monotonic
 	Text string    // any bytes, control characters too
+	Run  uint64    // that had begun last; also of what is executed beside it
 	Cut  bool      // the line was longer than LineMax: it goes on in the next one
 	Lost int       // followers only: lines before this one that were lost since the follower was slow
 }
@@ -60,6 +61,7 @@ type Ring struct {
 	mu        sync.Mutex
 	lines     []Line // mu guards these
 	closed    bool
+	run       uint64
 	going     bool // the last line was Cut
 	n         Counters
 	followers map[*follower]struct{}
@@ -94,6 +96,13 @@ func (r *Ring) Follow(ctx context.Context) <-chan Line {
 		close(f.lines)
 	})
 	return f.lines
+}
+
+// Begin says which run the lines to come are of.
+func (r *Ring) Begin(run uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.run = run
 }
 
 // Counters returns what was printed, and what of it was lost where.
@@ -170,7 +179,7 @@ func (r *Ring) add(lines []piece, at time.Time) {
 			r.n.Cut++
 		}
 		r.going = p.cut
-		line := Line{Seq: r.n.Lines, At: at, Text: string(p.text), Cut: p.cut}
+		line := Line{Seq: r.n.Lines, At: at, Run: r.run, Text: string(p.text), Cut: p.cut}
 		r.lines = append(r.lines, line)
 		grown += len(p.text) + lineCost
 		for f := range r.followers {

@@ -294,3 +294,16 @@ func signalVerified(id ID, sig syscall.Signal, pidfd bool) error {
 	}
 	return procError(id.PID, send())
 }
+
+// Usage is the processor time that a process has used, and the bytes of its memory that are resident.
+func Usage(pid int) (cpu time.Duration, resident int64, err error) {
+	b, err := readProc(pid, "stat", 1024)
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // from field 3 of proc(5) on
+	if err == nil && len(f) < 22 {
+		err = fmt.Errorf("process %d: unreadable stat %q", pid, b)
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	return time.Duration(number(f[11])+number(f[12])) * (time.Second / userHZ), number(f[21]) * int64(os.Getpagesize()), nil
+}
