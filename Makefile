@@ -41,7 +41,7 @@ fuzz: ## fuzz packets, frames, the handshake, notifications and the configuratio
 	$(GO) test -run '^$$' -fuzz '^FuzzNotify$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./procman/notify
 
 bench: ## run the benchmarks
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 1h ./...
 
 install: build ## install into DESTDIR/PREFIX; /etc/zhx/clients.toml is kept if it exists
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/zhx

@@ -3,6 +3,8 @@ package cmd
 import (
 	"context"
 	"fmt"
+	"math"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,8 +21,9 @@ import (
 )
 
 // These benchmarks hold zhxd against physical limits: a relay of one epoll thread that parses nothing, and a bare loop of
-// vfork and exec. Each figure is a ratio of medians, taken in turns on the same machine in the same minute. They need gcc,
-// taskset and the yardsticks' C sources in $ZHX_BENCH (default: the folder bench beside $ZHX_SEED).
+// vfork and exec; and against other brokers, where they are installed. Each figure is a median of runs in turns on the same
+// machine in the same minute. They need gcc, taskset and the yardsticks' C sources in $ZHX_BENCH (default: the folder bench
+// beside $ZHX_SEED).
 //
 //	go test -run '^$' -bench 'Forward|Stuck|Respawn' ./cmd
 
@@ -28,43 +32,161 @@ const turns = 5
 func BenchmarkForwardPinned(b *testing.B) { benchForward(b, "taskset", "-c", "0") }
 func BenchmarkForward(b *testing.B)       { benchForward(b) }
 
+// policy has zhxd ask, hold and account for all that the loads send: their names are those of two clients.
+const policy = `identity = "warn"
+[defaults]
+strays = "ignore"
+may_send_to = ["ping", "pong", "a*", "b*"]
+may_receive_from = ["ping", "pong", "a*", "b*"]
+[client.left]
+command = ["sleep", "1000"]
+names = ["a0000000", "a", "ping"]
+[client.right]
+command = ["sleep", "1000"]
+names = ["b0000000", "b", "pong"]
+`
+
+// entrant is a broker, or a way through one. Its loads may be nil. The yardsticks' load has a connection to send and another to
+// receive; both protocols of zhx are compared by load2, where each side has one.
+type entrant struct {
+	name      string
+	rtt, tput []string
+	foreign   bool // what it loses is not our failure
+	us, rate  []float64
+}
+
 func benchForward(b *testing.B, pin ...string) {
 	y := yardsticks(b)
 	dir := b.TempDir()
-	relay := start(b, pin, filepath.Join(y, "relay"), "unix:"+dir+"/relay.sock")
-	defer relay()
-	zhx := startBroker(b, pin, dir, "")
-	load := func(proto, sock string, args ...string) string {
-		cmd := exec.Command(filepath.Join(y, "load"), append([]string{proto, "unix:" + sock}, args...)...)
-		if len(pin) > 0 {
-			cmd = exec.Command(pin[0], append(append(slices.Clone(pin[1:]), cmd.Path), cmd.Args[1:]...)...)
-		}
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			b.Fatalf("%v: %v\n%s", cmd.Args, err, out) // a lost message is an error too
-		}
-		return string(out)
+	load, load2, relay, mib8 := y+"/load", y+"/load2", dir+"/relay.sock", strconv.Itoa(8<<20)
+	b.Cleanup(start(b, pin, y+"/relay", "unix:"+relay))
+	await(b, "unix", relay)
+	zhx := startBroker(b, pin, dir, policy).sock
+	all := []*entrant{
+		{name: "relay", rtt: []string{load, "raw", "unix:" + relay, "rtt", "-n", "20000"}, tput: []string{load, "raw", "unix:" + relay, "tput", "-n", "2000000", "-b", "64"}},
+		{name: "zhx, protocol 1", rtt: []string{load, "zhx", "unix:" + zhx, "rtt", "-n", "20000"}, tput: []string{load, "zhx", "unix:" + zhx, "tput", "-n", "2000000", "-b", "64"}},
+		{name: "zhx, 1, one connection", rtt: []string{load2, "1", zhx, "rtt", "20000"}, tput: []string{load2, "1", zhx, "tput", "2000000", "64"}},
+		{name: "zhx, 2, one connection", rtt: []string{load2, "2", zhx, "rtt", "20000"}, tput: []string{load2, "2", zhx, "tput", "2000000", "64"}},
+		{name: "zhx, 2, 8 MiB by memfd", rtt: []string{load2, "2", zhx, "memfd", "20000", mib8}},
+		{name: "the same, and mapped", rtt: []string{load2, "2", zhx, "mapped", "20000", mib8}},
 	}
-	var rtt, relayRTT, tput, relayTput []float64
+	if len(pin) > 0 {
+		all = append(all, others(b, pin, y, dir)...)
+	}
 	for range turns {
-		rtt = append(rtt, figure(b, load("zhx", zhx, "rtt", "-n", "20000"), `p50 ([0-9.]+)`))
-		relayRTT = append(relayRTT, figure(b, load("raw", dir+"/relay.sock", "rtt", "-n", "20000"), `p50 ([0-9.]+)`))
-		tput = append(tput, figure(b, load("zhx", zhx, "tput", "-n", "2000000", "-b", "64"), `msg/s ([0-9.]+)`))
-		relayTput = append(relayTput, figure(b, load("raw", dir+"/relay.sock", "tput", "-n", "2000000", "-b", "64"), `msg/s ([0-9.]+)`))
+		for _, e := range all {
+			for _, of := range []struct {
+				argv    []string
+				pattern string
+				into    *[]float64
+			}{{e.rtt, `p50 ([0-9.]+)`, &e.us}, {e.tput, `msg/s ([0-9.]+)`, &e.rate}} {
+				if of.argv == nil {
+					continue
+				}
+				out, err := run(append(slices.Clone(pin), of.argv...)...)
+				if err == nil {
+					*of.into = append(*of.into, figure(b, out, of.pattern))
+				} else if !e.foreign {
+					b.Fatalf("%v: %v\n%s", of.argv, err, out) // a lost message is an error too
+				}
+			}
+		}
+	}
+	fmt.Printf("\n%-23s %8s %8s %10s %8s\n", b.Name()[len("Benchmark"):], "rtt us", "/relay", "msg/s", "/relay") // b.Log would cut it
+	for _, e := range all {
+		row := fmt.Sprintf("%-23s %8.1f %8.2f %10.0f %8.2f", e.name,
+			median(e.us), median(e.us)/median(all[0].us), median(e.rate), median(e.rate)/median(all[0].rate))
+		fmt.Println(strings.ReplaceAll(row, "NaN", "  -"))
 	}
 	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(median(rtt), "rtt_us")
-	b.ReportMetric(median(rtt)/median(relayRTT), "rtt/relay")
-	b.ReportMetric(median(tput), "msg/s")
-	b.ReportMetric(median(tput)/median(relayTput), "msg/relay")
+	b.ReportMetric(median(all[1].us)/median(all[0].us), "rtt1/relay")
+	b.ReportMetric(median(all[1].rate)/median(all[0].rate), "msg1/relay")
+	b.ReportMetric(median(all[3].us)/median(all[2].us), "rtt2/rtt1")
+	b.ReportMetric(median(all[3].rate)/median(all[2].rate), "msg2/msg1")
+	b.ReportMetric(median(all[4].us)/median(all[3].us), "memfd/rtt2")
+	for _, e := range all[6:] {
+		name, _, _ := strings.Cut(e.name, ",")
+		b.ReportMetric(median(all[1].rate)/median(e.rate), "msg1/"+name)
+	}
+}
+
+// others starts the other brokers that are installed, and says which are not.
+func others(b *testing.B, pin []string, y, dir string) (all []*entrant) {
+	port := func() string {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer ln.Close()
+		return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)
+	}
+	file := func(name, text string) string {
+		if err := os.WriteFile(dir+"/"+name, []byte(text), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		return dir + "/" + name
+	}
+	nats, mqtt, redis, bus := port(), port(), dir+"/redis.sock", dir+"/bus.sock"
+	for _, o := range []struct {
+		program, network, address, proto, count string
+		args                                    []string
+	}{
+		{"nats-server", "tcp", "127.0.0.1:" + nats, "nats", "400000", []string{"-a", "127.0.0.1", "-p", nats}},
+		{"redis-server", "unix", redis, "redis", "400000", []string{file("redis.conf", "port 0\nunixsocket "+redis+"\nsave \"\"\nlogfile /dev/null\nclient-output-buffer-limit pubsub 0 0 0\n")}},
+		{"mosquitto", "tcp", "127.0.0.1:" + mqtt, "mqtt", "100000", []string{"-c", file("mosquitto.conf", "listener "+mqtt+" 127.0.0.1\nallow_anonymous true\nuser root\nset_tcp_nodelay true\nmax_queued_messages 0\nlog_dest none\n")}},
+		{"dbus-daemon", "unix", bus, "dbus", "64000", []string{"--nofork", "--config-file=" + file("bus.conf", "<busconfig><type>session</type><listen>unix:path="+bus+"</listen><auth>EXTERNAL</auth>"+
+			`<policy context="default"><allow send_destination="*"/><allow eavesdrop="true"/><allow own="*"/></policy><limit name="max_outgoing_bytes">1000000000</limit></busconfig>`)}},
+	} {
+		path, err := exec.LookPath(o.program)
+		if err != nil {
+			path, err = exec.LookPath("/usr/sbin/" + o.program)
+		}
+		if err != nil {
+			fmt.Println("not installed, so not in the table:", o.program)
+			continue
+		}
+		b.Cleanup(start(b, pin, path, o.args...))
+		await(b, o.network, o.address)
+		e := &entrant{name: o.program + ", " + o.network, foreign: true}
+		if o.proto == "dbus" { // load does not speak it
+			e.rtt, e.tput = []string{y + "/load2", o.proto, bus, "rtt", "5000"}, []string{y + "/load2", o.proto, bus, "tput", o.count, "64"}
+		} else {
+			at := o.network + ":" + o.address
+			e.rtt, e.tput = []string{y + "/load", o.proto, at, "rtt", "-n", "5000"}, []string{y + "/load", o.proto, at, "tput", "-n", o.count, "-b", "64"}
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// await waits until somebody listens, which no event tells.
+func await(tb testing.TB, network, address string) {
+	tb.Helper()
+	if !comesTrue(10*time.Second, func() bool {
+		c, err := net.Dial(network, address)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}) {
+		tb.Fatalf("nobody listens on %s", address)
+	}
+}
+
+// run runs a program to its end.
+func run(argv ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
+	return string(out), err
 }
 
 // BenchmarkStuck: a pair's throughput while a receiver that never reads is sent 1,000 messages a second, against its
 // throughput without, and how much zhxd's memory grew meanwhile.
 func BenchmarkStuck(b *testing.B) {
 	y := yardsticks(b)
-	sock := startBroker(b, nil, b.TempDir(), "")
-	pid := zhxdPID
+	z := startBroker(b, nil, b.TempDir(), "")
+	sock, pid := z.sock, z.pid
 	pair := func() float64 {
 		out, err := exec.Command(filepath.Join(y, "load"), "zhx", "unix:"+sock, "tput", "-n", "1000000", "-b", "8").CombinedOutput()
 		if err != nil {
@@ -72,7 +194,7 @@ func BenchmarkStuck(b *testing.B) {
 		}
 		return figure(b, string(out), `msg/s ([0-9.]+)`)
 	}
-	stuck, err := ipc.Dial(context.Background(), sock)
+	stuck, err := ipc.DialPackets(context.Background(), sock)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -80,7 +202,7 @@ func BenchmarkStuck(b *testing.B) {
 	if err := stuck.Register("stuck"); err != nil {
 		b.Fatal(err)
 	}
-	sender, err := ipc.Dial(context.Background(), sock)
+	sender, err := ipc.DialPackets(context.Background(), sock)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -144,8 +266,8 @@ func BenchmarkRespawn(b *testing.B) {
 		sock = fmt.Sprintf("%s/zhx%d", dir, i)
 		ours = append(ours, measure(sock, func() func() {
 			run := b.TempDir()
-			startBroker(b, nil, run, fmt.Sprintf("[client.beacon]\ncommand = [%q, %q]\nstable_after = \"10ms\"\n", filepath.Join(y, "beacon"), sock))
-			return endBroker
+			z := startBroker(b, nil, run, fmt.Sprintf("[client.beacon]\ncommand = [%q, %q]\nstable_after = \"10ms\"\n", filepath.Join(y, "beacon"), sock))
+			return z.end
 		}))
 	}
 	b.ReportMetric(0, "ns/op")
@@ -171,25 +293,37 @@ func yardsticks(b *testing.B) string {
 	}
 	dir := b.TempDir()
 	for _, name := range []string{"load", "relay", "respawn", "beacon", "forkloop"} {
-		args := []string{"-O2", "-w", "-o", filepath.Join(dir, name), filepath.Join(src, name+".c"), "-lpthread"}
+		var static []string
 		if name == "beacon" || name == "forkloop" {
-			args = append(args, "-static")
+			static = []string{"-static"}
 		}
-		if out, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
-			b.Fatalf("build %s: %v\n%s", name, err, out)
-		}
+		compile(b, dir, filepath.Join(src, name+".c"), static...)
 	}
+	compile(b, dir, "testdata/load2.c")
 	return dir
 }
 
+// compile builds a program of one C source into dir, and returns its path.
+func compile(tb testing.TB, dir, src string, args ...string) (path string) {
+	tb.Helper()
+	if _, err := exec.LookPath("gcc"); err != nil {
+		tb.Skip("needs gcc")
+	}
+	path = filepath.Join(dir, strings.TrimSuffix(filepath.Base(src), ".c"))
+	if out, err := run(append([]string{"gcc", "-O2", "-w", "-o", path, src, "-lpthread"}, args...)...); err != nil {
+		tb.Fatalf("build %s: %v\n%s", src, err, out)
+	}
+	return path
+}
+
 // start runs a program until the returned func is called.
-func start(b *testing.B, pin []string, path string, args ...string) (end func()) {
-	b.Helper()
+func start(tb testing.TB, pin []string, path string, args ...string) (end func()) {
+	tb.Helper()
 	argv := append(append(slices.Clone(pin), path), args...)
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL} // it ends with the test, however that does
 	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
 	return func() {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // and what it started
@@ -197,62 +331,59 @@ func start(b *testing.B, pin []string, path string, args ...string) (end func())
 	}
 }
 
-var (
-	zhxdPID   int
-	endBroker func()
-)
+// broker is a zhxd that is ready.
+type broker struct {
+	sock, control string
+	pid           int
+	end           func()
+}
 
-// startBroker runs zhxd with these clients and returns its data socket when it is ready. It ends with the benchmark.
-func startBroker(b *testing.B, pin []string, dir, clients string) (sock string) {
-	b.Helper()
+// startBroker runs zhxd in dir with these lines of [daemon] and clients. It ends with the test.
+func startBroker(tb testing.TB, pin []string, dir, lines string) broker {
+	tb.Helper()
 	conf := filepath.Join(dir, "clients.toml")
-	text := fmt.Sprintf("[daemon]\nrun_dir = %q\ntcp = \":0\"\nprototype_presence = false\n%s", dir+"/run", clients)
+	text := fmt.Sprintf("[daemon]\nrun_dir = %q\ntcp = \"\"\nprototype_presence = false\n%s", dir+"/run", lines)
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
 	argv := append(slices.Clone(pin), filepath.Join(bin, "zhxd"), "--config", conf)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	log, err := cmd.StderrPipe()
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	zhxdPID = cmd.Process.Pid
 	p := &program{Cmd: cmd, ended: make(chan struct{}), more: make(chan struct{})}
 	go func() {
 		p.read(log)
 		cmd.Wait()
 		close(p.ended)
 	}()
-	ended := false
-	endBroker = func() {
-		if !ended {
-			ended = true
-			cmd.Process.Signal(os.Interrupt)
-			<-p.ended
-		}
-	}
-	b.Cleanup(endBroker)
-	for deadline := time.After(10 * time.Second); ; {
+	end := sync.OnceFunc(func() {
+		cmd.Process.Signal(os.Interrupt)
+		<-p.ended
+	})
+	tb.Cleanup(end)
+	for deadline := time.After(30 * time.Second); ; {
 		p.mu.Lock()
 		more, ready := p.more, slices.ContainsFunc(p.lines, func(l string) bool { return strings.Contains(l, "] ready (") })
 		p.mu.Unlock()
 		if ready {
-			return dir + "/run/zhx.sock"
+			return broker{sock: dir + "/run/zhx.sock", control: dir + "/run/control.sock", pid: cmd.Process.Pid, end: end}
 		}
 		select {
 		case <-more:
 		case <-p.ended:
-			b.Fatalf("zhxd ended: %v", p.log())
+			tb.Fatalf("zhxd ended: %v", p.log())
 		case <-deadline:
-			b.Fatal("zhxd is not ready within 10 s")
+			tb.Fatal("zhxd is not ready within 30 s")
 		}
 	}
 }
 
-func figure(b *testing.B, out, pattern string) float64 {
+func figure(b testing.TB, out, pattern string) float64 {
 	b.Helper()
 	m := regexp.MustCompile(pattern).FindStringSubmatch(out)
 	if m == nil {
@@ -265,18 +396,24 @@ func figure(b *testing.B, out, pattern string) float64 {
 	return v
 }
 
+// median of no figures is no number.
 func median(v []float64) float64 {
+	if len(v) == 0 {
+		return math.NaN()
+	}
 	v = slices.Clone(v)
 	slices.Sort(v)
 	return v[len(v)/2]
 }
 
 // memory is a process's resident memory in KiB.
-func memory(b *testing.B, pid int) int {
-	b.Helper()
+func memory(tb testing.TB, pid int) int { return memoryField(tb, pid, "VmRSS") }
+
+func memoryField(tb testing.TB, pid int, field string) int {
+	tb.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	return int(figure(b, string(status), `VmRSS:\s+([0-9]+)`))
+	return int(figure(tb, string(status), field+`:\s+([0-9]+)`))
 }

@@ -259,6 +259,7 @@ func daemonMutants() map[string]mutant {
 		"control_group":      `d.ControlGroup = ""`,
 		"prototype_presence": `d.PrototypePresence = true`,
 		"state_dir":          `d.StateDir = d.RunDir`,
+		"max_body":           `d.MaxBody = 256 << 10`,
 		"device":             `conf.Watchdog.Device = ""`,
 		"magic_close":        `conf.Watchdog.MagicClose = false`,
 		"reboot_limit":       `conf.Watchdog.RebootLimit = 3`,
@@ -325,10 +326,14 @@ func mutantLoad(o Options) (*config.Config, error) {
 		"group.clients": {"daemon/config/relations.go": {{group, "g.Clients = nil\n" + group}}},
 		"group.restart": {"daemon/config/relations.go": {{group, "g.RestartAll = false\n" + group}}},
 	})
-	for key, zero := range map[string]string{"StartupTimeout": "0", "Deadlines": "nil", "Probe": "probe.Probe{}", "WarnAfter": "0", "WarnSignal": "0", "Critical": "false"} {
+	for key, zero := range map[string]string{"StartupTimeout": "0", "Deadlines": "nil", "Probe": "probe.Probe{}", "WarnAfter": "0", "WarnSignal": "0", "Critical": "false",
+		"Hold": "broker.Hold{Messages: 256, Bytes: 256 << 10, For: 10 * time.Second}", "MaySendTo": `[]string{"*"}`, "MayReceiveFrom": `[]string{"*"}`,
+		"MayPublish": `[]string{">"}`, "MaySubscribe": `[]string{">"}`} {
 		edits := [][2]string{{eachOwner, eachOwner + "cc." + key + " = " + zero + "\n"}}
-		if key == "Probe" {
-			edits = append(edits, [2]string{`"zhx/procman"`, "\"zhx/procman\"\n\"zhx/watchdog/probe\""})
+		for word, pkg := range map[string]string{"probe.": "zhx/watchdog/probe", "broker.": "zhx/ipc/broker"} {
+			if strings.HasPrefix(zero, word) {
+				edits = append(edits, [2]string{`"zhx/procman"`, "\"zhx/procman\"\n\"" + pkg + "\""})
+			}
 		}
 		all["client."+snake(key)] = mutant{"daemon/reload.go": edits}
 	}

@@ -299,8 +299,10 @@ func TestConnFiles(t *testing.T) {
 	}
 }
 
-// Without Receive little is read, and zhx sees that; a call gets its answer nevertheless, from behind many messages.
+// Without Receive little is read, and zhx sees that; a call gets its answer nevertheless, from behind as many messages as a socket
+// holds.
 func TestConnFlow(t *testing.T) {
+	const behind = 5000
 	c, z, _ := fakePair(t, "unix", ipc.Options{})
 	z.Conn.(*net.UnixConn).SetWriteBuffer(64 << 10)
 	message := wire.Frame{Type: wire.TypeMessage, To: "me", Body: make([]byte, 20<<10)}
@@ -323,15 +325,103 @@ func TestConnFlow(t *testing.T) {
 	message.Body = nil
 	wait := fakeGo(func() error { _, err := c.Send(fakeCtx(t), "b", nil); return err })
 	f := z.get()
-	for range 200 {
-		z.put(message)
+	var b []byte
+	for range behind {
+		b = wire.AppendFrame(b, &message)
 	}
+	z.Write(b)
 	z.ack(f, 1)
 	if err := wait(); err != nil {
-		t.Errorf("an answer behind 200 messages: %v", err)
+		t.Errorf("an answer behind %d messages: %v", behind, err)
 	}
-	for range 200 {
+	for range behind {
 		fakeEvent[*ipc.Message](t, c)
+	}
+}
+
+// zhx says that the name is taken and closes; this end finds out by writing, while that is not read yet. It does not come back.
+func TestConnTakenWhileWriting(t *testing.T) {
+	c, z, ln := fakePair(t, "unix", ipc.Options{})
+	for range 40 { // more than it reads ahead
+		z.put(wire.Frame{Type: wire.TypeMessage, To: "me", Body: make([]byte, 1000)})
+	}
+	z.put(wire.Frame{Type: wire.TypeError, Code: wire.ErrTaken, To: "me"})
+	z.Close()
+	if err := c.Feed(fakeCtx(t)); err != nil {
+		t.Fatal(err)
+	}
+	again := make(chan struct{})
+	go func() {
+		if conn, err := ln.ln.Accept(); err == nil {
+			conn.Close()
+			close(again)
+		}
+	}()
+	time.Sleep(20 * time.Millisecond) // the writer fails, as nothing tells
+	var err error
+	for err == nil {
+		_, err = c.Receive(fakeCtx(t))
+	}
+	if !errors.Is(err, ipc.ErrTaken) {
+		t.Error(err)
+	}
+	select {
+	case <-again:
+		t.Error("it connects again")
+	case <-time.After(100 * time.Millisecond):
+	}
+}
+
+// A connection that takes nothing any more, and does not end either, keeps nobody from closing.
+func TestConnClosesDeaf(t *testing.T) {
+	c, z, _ := fakePair(t, "unix", ipc.Options{})
+	z.Conn.(*net.UnixConn).CloseRead()
+	c.Feed(fakeCtx(t))
+	time.Sleep(20 * time.Millisecond) // the writer fails, as nothing tells
+	if err := fakeGo(c.Close)(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is asked for again in vain goes on as it was.
+func TestConnStandsOn(t *testing.T) {
+	c, z, ln := fakePair(t, "unix", ipc.Options{})
+	watch := func(ctx context.Context) func() error {
+		return fakeGo(func() error { return c.Watch(ctx, "b") })
+	}
+	wait := watch(fakeCtx(t))
+	z.get()
+	z.put(wire.Frame{Type: wire.TypeState, To: "b"})
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(fakeCtx(t))
+	wait = watch(ctx)
+	z.get()
+	cancel()
+	if err := wait(); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	z.Close()
+	z = ln.accept()
+	if f := z.get(); f.Type != wire.TypeWatch || f.To != "b" {
+		t.Fatalf("%+v", f)
+	}
+	wait = watch(fakeCtx(t))
+	z.get()
+	z.put(wire.Frame{Type: wire.TypeState, To: "b"})
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	z.Close()
+	z = ln.accept()
+	if f := z.get(); f.Type != wire.TypeWatch || f.To != "b" {
+		t.Fatalf("%+v", f)
+	}
+	z.put(wire.Frame{Type: wire.TypePublish, To: "nothing"})
+	z.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if f, err := z.next(); err == nil {
+		t.Errorf("once more: %+v", f)
 	}
 }
 

@@ -30,7 +30,7 @@ const (
 // fail with ErrLost; those that have not begun wait until the connection stands. When a newer connection takes over a name,
 // everything fails with ErrTaken, for good.
 //
-// What comes waits for Receive: 16 events or 256 KiB, and 1,024 or 4 MiB while calls of this Conn wait for answers, which
+// What comes waits for Receive: 16 events or 256 KiB, and 8,192 or 4 MiB while calls of this Conn wait for answers, which
 // come in the same stream. Then nothing more is read. A receiver from which zhx can write nothing for 100 ms is stuck, and
 // messages to it are refused. So call Receive all the time; calls from the goroutine that does so are fine.
 type Conn struct {
@@ -242,7 +242,9 @@ func (c *Conn) Close() error {
 	if l := c.link; l != nil {
 		l.ended = true
 		l.work.Signal()
-		l.conn.SetWriteDeadline(time.Now().Add(linger))
+		if l.conn.SetWriteDeadline(time.Now().Add(linger)); l.deaf {
+			l.conn.Close()
+		}
 	}
 	c.mu.Unlock()
 	<-c.ended
@@ -326,20 +328,29 @@ func (c *Conn) stand(ctx context.Context, what, name string, f wire.Frame) error
 	if f.Type == wire.TypeWatch {
 		cl.watch = name
 	}
-	if _, err := c.ask(ctx, &sending{Frame: f}, cl); err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.unlist(f.Type, name)
+	_, err := c.ask(ctx, &sending{Frame: f}, cl)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.standing, func(s standing) bool { return s.call == cl })
+	switch {
+	case err != nil && i >= 0: // what stood before goes on
+		c.standing = slices.Delete(c.standing, i, i+1)
+	case i >= 0: // in place of what stood before
+		c.standing = append(slices.DeleteFunc(c.standing[:i], func(s standing) bool { return s.is(f.Type, name) }), c.standing[i:]...)
+	}
+	if err != nil {
 		return fmt.Errorf("%s %q: %w", what, name, err)
 	}
 	return nil
 }
 
+func (s *standing) is(what uint8, name string) bool {
+	return s.Type == what && cmp.Or(s.To, s.From) == name
+}
+
 // unlist: c.mu is held.
 func (c *Conn) unlist(what uint8, name string) {
-	c.standing = slices.DeleteFunc(c.standing, func(s standing) bool {
-		return s.Type == what && (s.To == name || what == wire.TypeRegister && s.From == name)
-	})
+	c.standing = slices.DeleteFunc(c.standing, func(s standing) bool { return s.is(what, name) })
 }
 
 // Arm arms the watchdog of Conn.Name: from now on zhx expects Feed more often than the watchdog's timeout, and kills and
@@ -500,7 +511,6 @@ func (c *Conn) put(ctx context.Context, s *sending, cl *call) error {
 		cl.id = s.ID
 		c.calls[cl.id] = cl
 		if cl.stands {
-			c.unlist(s.Type, cmp.Or(s.To, s.From))
 			c.standing = append(c.standing, standing{s.Frame, cl})
 		}
 		c.inbox.Broadcast() // more may wait there now

@@ -46,6 +46,7 @@ type link struct {
 	marks []mark
 	work  sync.Cond // there is something to write, or it has ended
 	ended bool      // the writer ends when out is empty
+	deaf  bool      // zhx takes nothing any more, and the writer has ended; what it said before is still read
 }
 
 // mark is that a frame with descriptors begins at an offset of what is to be written.
@@ -207,10 +208,10 @@ func (l *link) put(f *wire.Frame, fds []int) {
 	l.work.Signal()
 }
 
-// write writes what is put until the link has ended or its connection broken, which the reader notices.
+// write writes what is put until the link has ended or its connection broken. Then the reader still reads what zhx said before,
+// that the name is taken for one, up to the end that half a close brings about.
 func (c *Conn) write(l *link) {
 	defer close(l.written)
-	defer l.conn.Close()
 	var spare []byte
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -219,6 +220,7 @@ func (c *Conn) write(l *link) {
 			l.work.Wait()
 		}
 		if len(l.out) == 0 {
+			l.conn.Close()
 			return
 		}
 		b, marks := l.out, l.marks
@@ -230,7 +232,13 @@ func (c *Conn) write(l *link) {
 		if spare = nil; cap(b) <= spareMax {
 			spare = b[:0]
 		}
+		if err != nil && l.ended {
+			l.conn.Close()
+			return
+		}
 		if err != nil {
+			l.deaf = true
+			l.conn.(interface{ CloseWrite() error }).CloseWrite()
 			return
 		}
 	}

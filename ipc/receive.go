@@ -15,7 +15,8 @@ import (
 const (
 	inboxEvents = 16 // that wait for Receive; then nothing more is read
 	inboxBytes  = 256 << 10
-	askingTimes = 16   // as many times that while calls wait for answers, which come behind
+	askedEvents = 8192 // the same while calls wait for answers, which come behind: more than a Unix socket holds
+	askedBytes  = 4 << 20
 	notesMax    = 1024 // events beyond which no *Refused or *Link is added
 	seenMax     = 1024 // pairs of a sender's session and a name of ours
 )
@@ -103,11 +104,11 @@ func (c *Conn) take(l *link, f wire.Frame, files []*os.File) (err error) {
 // push adds an event when there is room. c.mu is held.
 func (c *Conn) push(e Event) error {
 	err := c.wait(c.ctx, &c.inbox, func() bool {
-		times := 1
+		events, bytes := inboxEvents, inboxBytes
 		if len(c.calls) > 0 {
-			times = askingTimes
+			events, bytes = askedEvents, askedBytes
 		}
-		return len(c.in) == 0 || len(c.in) < times*inboxEvents && c.inBytes+weight(e) <= times*inboxBytes
+		return len(c.in) == 0 || len(c.in) < events && c.inBytes+weight(e) <= bytes
 	})
 	if err != nil {
 		return err

@@ -1,6 +1,8 @@
 /*
  * sock.h: the client's side of the prototype's interface, on top of zhx.h. A program written for the prototype is compiled
- * with this folder before its own (-I), linked with sock.c, zhx.c and -pthread, and needs no edit. It gains:
+ * with this folder (-I) in place of the prototype's sock.h, am5728.h and socket.c, linked with sock.c, zhx.c and -pthread, and needs
+ * no edit. Take the prototype's three files away: a compiler looks beside the program first (then it does not link, see
+ * client_socket). It gains:
  *
  * - names of up to 64 bytes (a program that copies a name out of a PACKET into ten bytes of its own must not be sent longer ones);
  * - reconnection: the descriptor that client_socket returns stays valid while zhxd restarts. What is sent meanwhile waits and
@@ -47,6 +49,7 @@ typedef struct {
 /* client_socket connects to zhxd, waiting up to a second for it. It returns a descriptor, from which PACKETs are read and to which
  * they are written, each by one call with MSG_LEGHTN bytes; -1 with errno (ECONNREFUSED, EMFILE, ENOMEM ...): not connected. The
  * caller closes it. A read gives 0 when another process has registered the same name: this connection is over. */
+#define client_socket zhx_client_socket /* a program that was compiled with another PACKET than this one does not link */
 int client_socket(void);
 
 /* transfer_msg sends content, at most 511 bytes and its NUL, from source_name to target_name. 1: it is on its way, and is delivered,
