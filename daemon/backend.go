@@ -2,12 +2,20 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"zhx/daemon/config"
 	"zhx/daemon/control"
@@ -54,6 +62,97 @@ func (b backend) Restart(ctx context.Context, by control.Caller, w control.Which
 	return b.each(ctx, by, w, "restarted", b.procs.Restart, b.callersTree(by))
 }
 
+// Kill implements control.Backend.
+func (b backend) Kill(ctx context.Context, by control.Caller, m control.KillRequest) ([]control.Outcome, error) {
+	word := strings.TrimPrefix(strings.ToUpper(cmp.Or(m.Signal, "KILL")), "SIG")
+	sig := unix.SignalNum("SIG" + word)
+	if n, err := strconv.Atoi(word); err == nil && unix.SignalName(syscall.Signal(n)) != "" {
+		sig = syscall.Signal(n)
+	}
+	if sig == 0 {
+		return nil, control.Errorf(control.CodeUsage, "zhxctl kill -s HUP NAME", "kill: no such signal: %q", m.Signal)
+	}
+	inside := b.callersTree(by)
+	if sig != unix.SIGKILL {
+		inside = nil
+	}
+	out, err := b.each(ctx, by, m.Which, "sent "+unix.SignalName(sig), func(ctx context.Context, name, by string) error {
+		return b.procs.Kill(ctx, name, by, sig)
+	}, inside)
+	if sig == unix.SIGKILL {
+		for i := range out {
+			out[i].PID = nil // what lives now is not what was killed
+		}
+	}
+	return out, err
+}
+
+// Reset implements control.Backend.
+func (b backend) Reset(ctx context.Context, by control.Caller, w control.Which) ([]control.Outcome, error) {
+	return b.each(ctx, by, w, "reset", b.procs.Reset, nil)
+}
+
+// Wait implements control.Backend.
+func (b backend) Wait(ctx context.Context, names []string, aim string) ([]control.Outcome, error) {
+	names, err := b.resolve(control.Which{Names: names})
+	if err != nil {
+		return nil, err
+	}
+	for {
+		_, moves := b.events.after(math.MaxUint64) // before the look
+		if out, err := b.reached(names, aim); out != nil || err != nil {
+			return out, err
+		}
+		select {
+		case <-moves:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// reached is nil as long as one of names is not as aim has it, and an error once it cannot come to that.
+func (b backend) reached(names []string, aim string) (out []control.Outcome, err error) {
+	is := map[string]procman.Status{}
+	for _, p := range b.procs.Status() {
+		is[p.Name] = p
+	}
+	missing := false
+	for _, name := range names {
+		p, there := is[name]
+		reached := p.Ready
+		switch aim {
+		case control.AimRunning:
+			reached = p.State == procman.Running
+		case control.AimStopped:
+			reached = !there || rests(p)
+		}
+		if !reached && (!there || aim != control.AimStopped && hopeless(is, name)) {
+			return nil, control.Errorf(control.CodeStopped, "zhxctl why "+name, "%s: will not be %s: %s", name, aim, cmp.Or(p.Outlook, "it was removed"))
+		}
+		o := control.Outcome{Name: name, Text: aim}
+		if p.PID != 0 {
+			o.PID = &p.PID
+		}
+		out, missing = append(out, o), missing || !reached
+	}
+	if missing {
+		return nil, nil
+	}
+	return out, nil
+}
+
+// rests tells whether nothing lives of a client, and nothing will before somebody asks for it.
+func rests(p procman.Status) bool {
+	return p.State == procman.Stopped || p.State == procman.Exited || p.State == procman.Failed && p.Next.IsZero()
+}
+
+// hopeless tells whether a client, or one that it waits for, rests.
+func hopeless(is map[string]procman.Status, name string) bool {
+	p := is[name]
+	return rests(p) || slices.ContainsFunc(p.WaitsFor, func(on string) bool { return !is[on].Ready && hopeless(is, on) })
+}
+
 // callersTree is the run that the caller's process is part of; nil: of none.
 func (b backend) callersTree(by control.Caller) *proc.Tree {
 	st, err := proc.ReadStat(by.PID)
@@ -74,6 +173,7 @@ func (b backend) each(ctx context.Context, by control.Caller, w control.Which, d
 	outcomes := make([]control.Outcome, len(names))
 	var all sync.WaitGroup
 	for i, name := range names {
+		b.event(name, "asked", nil, "to be %s, by %v", done, by)
 		if inside != nil && slices.Contains(b.procs.Concerned(name), inside.Name) {
 			outcomes[i] = control.Outcome{Name: name, Text: "accepted", Accepted: true, Begin: func() {
 				go verb(context.WithoutCancel(ctx), name, by.String()) // the log says what came of it
@@ -122,7 +222,11 @@ func (b backend) known(name string) error {
 	if slices.ContainsFunc(b.config().Clients, func(c config.Client) bool { return c.Name == name }) {
 		return nil
 	}
-	return control.Errorf(control.CodeUnknown, "zhxctl status lists the clients", "no such client: %q", name)
+	_, err := b.config().Resolve(name)
+	if err == nil { // which is not what is asked for here
+		err = fmt.Errorf("no such client: %q, it stands for several", name)
+	}
+	return control.Errorf(control.CodeUnknown, "zhxctl status lists the clients", "%w", err)
 }
 
 func verbError(name string, err error) *control.Error {
@@ -132,8 +236,10 @@ func verbError(name string, err error) *control.Error {
 		code = control.CodeUnknown
 	case errors.Is(err, context.DeadlineExceeded):
 		code = control.CodeTimeout
+	case errors.Is(err, procman.ErrNoProcess):
+		code = control.CodeStopped
 	}
-	return control.Errorf(code, "zhxctl logs "+name, "%s: %w", name, err)
+	return control.Errorf(code, "zhxctl why "+name, "%s: %w", name, err)
 }
 
 // Reload implements control.Backend. What ends the caller's own tree is only accepted.
@@ -231,6 +337,10 @@ func (b backend) Logs(ctx context.Context, q control.LogQuery) (<-chan control.L
 			names = append(names, c.Name)
 		}
 	}
+	from, err := q.From()
+	if err != nil {
+		return nil, err
+	}
 	out := make(chan control.LogLine)
 	var kept []control.LogLine
 	var follow []func()
@@ -244,13 +354,16 @@ func (b backend) Logs(ctx context.Context, q control.LogQuery) (<-chan control.L
 			more = ring.Follow(ctx)
 		}
 		var last int64
-		for _, line := range ring.Tail(q.N) {
+		for _, line := range b.tail(name, ring, q, from) {
 			kept = append(kept, b.logLine(name, line))
 			last = line.Seq
 		}
 		if q.Follow {
 			follow = append(follow, func() { b.follow(ctx, name, more, last, out) })
 		}
+	}
+	if q.Previous && len(kept) == 0 {
+		return nil, control.Errorf(control.CodeFailed, "zhxctl logs", "nothing is kept of a run that has ended")
 	}
 	slices.SortStableFunc(kept, func(x, y control.LogLine) int { return x.At.Compare(y.At.Time) })
 	go func() {
@@ -269,6 +382,19 @@ func (b backend) Logs(ctx context.Context, q control.LogQuery) (<-chan control.L
 		all.Wait()
 	}()
 	return out, nil
+}
+
+// tail is what of the kept lines q means.
+func (b backend) tail(name string, ring *logs.Ring, q control.LogQuery, from time.Time) []logs.Line {
+	var run uint64 // no run is
+	if p, _ := b.procs.StatusOf(name); p.LastExit != nil {
+		run = p.LastExit.Run
+	}
+	lines := slices.DeleteFunc(ring.Tail(-1), func(l logs.Line) bool { return l.At.Before(from) || q.Previous && l.Run != run })
+	if q.N < 0 {
+		return lines
+	}
+	return lines[max(0, len(lines)-q.N):]
 }
 
 // Tap implements control.Backend.
@@ -304,6 +430,7 @@ func (b backend) follow(ctx context.Context, name string, more <-chan logs.Line,
 
 func (b backend) logLine(name string, line logs.Line) control.LogLine {
 	return control.LogLine{
-		Client: name, At: control.Stamp{Time: line.At}, Mono: control.Seconds(line.At.Sub(b.began)), Text: line.Text, Dropped: int64(line.Lost),
+		Client: name, Run: line.Run, At: control.Stamp{Time: line.At}, Mono: control.Seconds(line.At.Sub(b.began)), Text: line.Text,
+		Dropped: int64(line.Lost), Cut: line.Cut,
 	}
 }

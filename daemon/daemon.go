@@ -100,6 +100,7 @@ type Daemon struct {
 	device      atomic.Pointer[string] // what is said of the hardware watchdog; nil: there is none
 	rebooting   atomic.Pointer[string] // why, once it is decided
 	probes      sync.WaitGroup
+	events      events
 
 	mu      sync.Mutex // guards what follows
 	clients map[string]*client
@@ -116,7 +117,7 @@ func Run(ctx context.Context, o Options) error {
 	d := &Daemon{
 		opts: o, began: time.Now(),
 		reloads: make(chan reloadRequest), edited: make(chan struct{}, 1),
-		clients: map[string]*client{}, foreign: map[string]*foreign{},
+		clients: map[string]*client{}, foreign: map[string]*foreign{}, events: events{said: map[string]said{}},
 	}
 	d.owners.Store(&map[string]*client{})
 	d.loaded.Store(&config.Config{Daemon: conf.Daemon, Watchdog: conf.Watchdog})

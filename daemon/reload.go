@@ -158,6 +158,7 @@ func (d *Daemon) foresee() reloadReply {
 }
 
 func (d *Daemon) invalid(by string, err error) {
+	d.event("", "reload", nil, "refused: the configuration is invalid, by %s", by)
 	d.onDisk.Store(&diskState{word: "invalid", err: strings.TrimPrefix(err.Error(), ErrConfig.Error()+": ")})
 	d.log.Error("configuration invalid", "by", by, "err", err, "next", "nothing changes; mend it, zhxctl check "+d.opts.Config)
 }
@@ -170,11 +171,13 @@ func (d *Daemon) use(conf *config.Config, by string) procman.Plan {
 	plan := d.apply(conf)
 	d.onDisk.Store(&diskState{word: "ok"})
 	kept := 0
+	d.event("", "reload", nil, "by %s", by)
 	for _, row := range plan {
 		if row.Action == procman.ActKeep {
 			kept++
 			continue
 		}
+		d.event(row.Name, "reload", nil, "%s", strings.TrimSuffix(string(row.Action)+": "+strings.Join(row.Why, ", "), ": "))
 		d.log.Info("configuration applied", "client", row.Name, "action", string(row.Action), "changed", strings.Join(row.Why, ", "))
 	}
 	d.log.Info("configuration read", "by", by, "clients", len(conf.Clients), "untouched", kept)

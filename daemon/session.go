@@ -37,6 +37,7 @@ type client struct {
 
 	pause    *pause    // nil: none; it may be over
 	evidence *evidence // the last; never written to
+	used     used      // the last look at its processor time
 }
 
 func (c *client) configured() config.Client {

@@ -113,17 +113,25 @@ func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus 
 
 const loadLeast = time.Second // between two looks at a process' time, which the kernel counts in ticks
 
+// used is a look at the processor time of a process.
+type used struct {
+	run     uint64
+	at      time.Time
+	cpu     time.Duration
+	percent float64 // by then, since the look before
+}
+
 // load is what a client uses of a processor, in percent.
 func (c *client) load(p procman.Status, cpu time.Duration) float64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := time.Now()
-	if c.used.pid != p.PID || c.used.run != p.Run {
-		c.used = used{pid: p.PID, run: p.Run, at: p.Since}
+	fresh := c.used.run != p.Run
+	if fresh {
+		c.used = used{run: p.Run, at: p.Since}
 	}
-	if since := now.Sub(c.used.at); since >= loadLeast || c.used.cpu == 0 {
-		c.used.percent = math.Round(max(0, float64(cpu-c.used.cpu)/float64(max(since, 1))*1000)) / 10
-		c.used.at, c.used.cpu = now, cpu
+	if since := time.Since(c.used.at); fresh || since >= loadLeast {
+		percent := 100 * float64(cpu-c.used.cpu) / float64(max(since, loadLeast))
+		c.used.at, c.used.cpu, c.used.percent = time.Now(), cpu, math.Round(10*max(0, percent))/10
 	}
 	return c.used.percent
 }

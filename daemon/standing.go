@@ -74,8 +74,9 @@ func details(st *procman.Status) map[string]any {
 	return about
 }
 
-// changed has the broker look at a client's Standing again. It implements procman.Options.Changed.
+// changed notes what is new of a client, and has the broker look at its Standing again. It implements procman.Options.Changed.
 func (d *Daemon) changed(name string) {
+	d.stateEvent(name)
 	if c := d.client(name); c != nil {
 		for _, name := range c.names() {
 			d.bus.Changed(name)

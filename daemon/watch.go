@@ -74,6 +74,7 @@ func (d *Daemon) warned(w watchdog.Warning) {
 	if sig := s.client.configured().WarnSignal; sig != 0 && !d.spare(w.Name) {
 		go d.procs.Warn(w.Name, w.Run, sig)
 	}
+	d.event(w.Name, "late", &w.Run, "silent for %v of %v, for %s", round(w.Silence), w.Limit, w.By)
 	s.late.Store(true)
 	s.tell()
 	go func() {
@@ -178,6 +179,7 @@ func (d *Daemon) lapsed(l watchdog.Lapse) {
 	s.client.lapses.Add(1)
 	log := d.log.With("client", l.Name, "run", l.Run, "pid", s.pid.Load(), "silence", round(l.Silence), "timeout", l.Timeout)
 	why := verdict(l)
+	d.event(l.Name, "lapse", &l.Run, "%s", why)
 	if d.observes() {
 		dog := s.theDog()
 		s.mu.Lock()
@@ -330,6 +332,7 @@ func (b backend) setPause(by control.Caller, w control.Which, p *pause, tell fun
 		}
 		out = append(out, o)
 		b.log.Info("asked of the watchdog", "client", name, "by", by.String(), "next", done)
+		b.event(name, "asked", nil, "%s by %v", done, by)
 	}
 	return out, nil
 }

@@ -686,7 +686,10 @@ func TestConformance(t *testing.T) {
 				if l.name == "shell" && !c.shell {
 					continue
 				}
-				t.Run(c.purpose, func(t *testing.T) { newStage(t).play(c.play, argv, golang) })
+				t.Run(c.purpose, func(t *testing.T) {
+					t.Parallel() // they mostly wait
+					newStage(t).play(c.play, argv, golang)
+				})
 			}
 		})
 	}

@@ -178,6 +178,7 @@ func (p *program) adopt() {
 
 func (p *program) load() {
 	p.rec, p.recErr = p.host.load()
+	p.rec.Receiver = p.rec.Receiver || p.rec.Registered
 	p.m.run = max(p.m.run, p.rec.Run)
 }
 

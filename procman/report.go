@@ -97,6 +97,7 @@ func (p *program) outlook() string {
 		if ds := p.unmet(); len(ds) > 0 {
 			return "starts when ready: " + waits(ds)
 		}
+		return "starts in its turn"
 	case Backoff:
 		return fmt.Sprintf("restarts in %v", (p.m.deadline - p.now()).Round(time.Millisecond))
 	case Failed:
@@ -135,6 +136,9 @@ func (p *program) doing() string {
 		}
 		return fmt.Sprintf("runs, not ready yet (ready = %q)", m.rules.Ready)
 	case Stopping:
+		if p.text == "" {
+			return "what is left of it is being stopped"
+		}
 		return "is being stopped: " + p.text
 	case Unkillable:
 		return "survives SIGKILL, and gets no successor until it is gone: " + p.text

@@ -12,7 +12,8 @@ import (
 var (
 	allStates = []State{Stopped, Waiting, Starting, Running, Stopping, Backoff, Failed, Exited, Unkillable}
 	allKinds  = []kind{evStart, evStop, evRestart, evRules, evCleared, evBlocked, evCancelled, evSpawned, evSpawnFailed, evExited,
-		evEnded, evTimeout, evExpired, evFrozen, evThawed, evStuck, evAdopted, evRegistered, evReady, evExtend, evYield, evThrottled, evDumping, evUndumped}
+		evEnded, evTimeout, evExpired, evFrozen, evThawed, evStuck, evAdopted, evRegistered, evReady, evExtend, evYield, evThrottled, evDumping, evUndumped,
+		evKill, evReset}
 )
 
 func testRules() *Spec {
@@ -30,12 +31,12 @@ func TestEveryPair(t *testing.T) {
 			evCancelled: "starting spawn"},
 		Starting: {evSpawned: "running", evSpawnFailed: "backoff", evThrottled: "backoff"},
 		Running: {evStop: "stopping signal", evRestart: "stopping signal", evExited: "stopping kill", evEnded: "backoff",
-			evTimeout: "running look", evExpired: "stopping kill", evStuck: "stopping kill", evYield: "stopping signal"},
-		Stopping:   {evTimeout: "stopping kill", evEnded: "backoff"},
+			evTimeout: "running look", evExpired: "stopping kill", evStuck: "stopping kill", evYield: "stopping signal", evKill: "stopping kill"},
+		Stopping:   {evTimeout: "stopping kill", evEnded: "backoff", evKill: "stopping kill"},
 		Backoff:    {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn", evAdopted: "running"},
 		Failed:     {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn", evAdopted: "running"},
 		Exited:     {evStart: "starting spawn", evRestart: "starting spawn", evStop: "stopped", evTimeout: "starting spawn", evAdopted: "running"},
-		Unkillable: {evTimeout: "stopping kill", evEnded: "backoff"},
+		Unkillable: {evTimeout: "stopping kill", evEnded: "backoff", evKill: "stopping kill"},
 	}
 	for _, s := range allStates {
 		for _, k := range allKinds {
@@ -108,6 +109,13 @@ func TestStepDetails(t *testing.T) {
 		{"unkillable gets no twin by hand", with(func(m *machine) { m.state = Unkillable }), []event{{kind: evStart, now: s}}, Unkillable, doNothing, 0},
 		{"unkillable, at last empty", with(func(m *machine) { m.state, m.killed = Unkillable, true }), []event{{kind: evEnded, now: s}}, Backoff, doNothing, s + 100*time.Millisecond},
 		{"in a hurry: SIGKILL at once", base, []event{{kind: evStop, now: 2 * s, hurry: true}}, Stopping, doKill, 2*s + KillWait},
+		{"killed: restart decides", base, []event{{kind: evKill, now: 2 * s}, {kind: evEnded, now: 3 * s}}, Backoff, doNothing, 3*s + 100*time.Millisecond},
+		{"killed for good", with(func(m *machine) { m.rules.Restart = Never }), []event{{kind: evKill, now: 2 * s}, {kind: evEnded, now: 3 * s}}, Exited, doNothing, 0},
+		{"killed while it stops: no successor", base, []event{{kind: evStop, now: 2 * s}, {kind: evKill, now: 2 * s}, {kind: evKill, now: 3 * s}, {kind: evEnded, now: 3 * s}}, Stopped, doNothing, 0},
+		{"reset: the delay is the first again", with(func(m *machine) { m.state, m.unstable, m.deadline = Backoff, 5, 9*s }), []event{{kind: evReset, now: 2 * s}}, Backoff, doNothing, 2*s + 100*time.Millisecond},
+		{"reset makes no delay longer", with(func(m *machine) { m.state, m.deadline = Backoff, 2*s+1 }), []event{{kind: evReset, now: 2 * s}}, Backoff, doNothing, 2*s + 1},
+		{"reset of what is tried again", with(func(m *machine) { m.state, m.deadline = Failed, 9*s }), []event{{kind: evReset, now: 2 * s}}, Failed, doNothing, 2*s + 100*time.Millisecond},
+		{"reset of what has given up", with(func(m *machine) { m.state = Failed }), []event{{kind: evReset, now: 2 * s}}, Stopped, doNothing, 0},
 		{"in a hurry, while it stops", base, []event{{kind: evStop, now: 2 * s}, {kind: evStop, now: 3 * s, hurry: true}}, Stopping, doKill, 3*s + KillWait},
 		{"an old run's lapse", base, []event{{kind: evExpired, now: 2 * s, run: 2}}, Running, doNothing, 0},
 		{"frozen: a deadline", base, []event{{kind: evFrozen, now: 2 * s}}, Running, doNothing, 11 * s},
@@ -265,7 +273,7 @@ func TestModel(t *testing.T) {
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"by hand": func(t *rapid.T) {
-				do(event{kind: rapid.SampledFrom([]kind{evStart, evStop, evRestart, evRules, evYield}).Draw(t, "ask"), hurry: rapid.Bool().Draw(t, "hurry")})
+				do(event{kind: rapid.SampledFrom([]kind{evStart, evStop, evRestart, evRules, evYield, evKill, evReset}).Draw(t, "ask"), hurry: rapid.Bool().Draw(t, "hurry")})
 			},
 			"says": func(t *rapid.T) {
 				do(event{kind: rapid.SampledFrom([]kind{evRegistered, evReady, evExtend}).Draw(t, "word"), run: m.run, d: time.Second})

@@ -56,6 +56,8 @@ type Config struct {
 	Watchdog Watchdog
 	Clients  []Client // in the order of the file; instances stand where the client that they are made of does
 	Groups   []Group  // in the order of the file
+
+	text string // of the file, for KeysOf
 }
 
 // Daemon is [daemon]: keys.go documents each key.
@@ -111,6 +113,7 @@ func (c *Client) Rules() watchdog.Rules {
 type Options struct {
 	RunDir  string   // instead of [daemon] run_dir, if not ""; absolute
 	Environ []string // KEY=value, what ${VARIABLE} stands for; nil: os.Environ
+	System  bool     // warn also of directories and devices that zhxd would not find or could not make
 }
 
 // Load reads and checks the file at path. The error is Problems (errors.As), the warnings among them.
@@ -119,9 +122,17 @@ func Load(path string, o Options) (*Config, error) {
 	if err != nil {
 		return nil, Problems{{File: path, Text: fmt.Sprintf("cannot be read: %v", bare(err))}}
 	}
+	return Check(path, data, o)
+}
+
+// Check is Load of a file that is at path, or would be, with data in it.
+func Check(path string, data []byte, o Options) (*Config, error) {
 	f, c := parse(path, data, o)
 	if c != nil {
 		f.lookUp(c)
+		if o.System {
+			f.lookAround(c)
+		}
 	}
 	return f.result(c)
 }
@@ -240,7 +251,7 @@ func parse(path string, data []byte, o Options) (*file, *Config) {
 	if !f.decode() {
 		return f, nil
 	}
-	c := &Config{Path: path, Sum: sha256.Sum256(data)}
+	c := &Config{Path: path, Sum: sha256.Sum256(data), text: f.text}
 	var template Client
 	t := &target{daemon: &c.Daemon, watchdog: &c.Watchdog, client: &template, group: new(Group)}
 	for _, k := range keys {

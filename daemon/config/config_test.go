@@ -260,7 +260,7 @@ command = ["/bin/a"]
 		Watchdog: Watchdog{Interval: 2 * time.Second, Misses: 5, Mode: "enforce", RebootLimit: 3},
 		Clients:  []Client{z, b, a},
 	}
-	if d := cmp.Diff(want, got); d != "" {
+	if d := cmp.Diff(want, got, sameText); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
 }
@@ -382,12 +382,12 @@ user = "4242424242"
 		t.Fatal(err)
 	}
 	want := []string{
-		`3: warning: socket_group: group "no-such-group" is not known`,
-		`6: warning: client "a" cannot start as it is: user "no-such-user" is not known`,
-		`12: warning: client "c" cannot start as it is: command "no-such-prog" is not an executable file in PATH, "/nowhere"`,
-		`18: warning: client "e" cannot start as it is: command "` + dir + `/plain" is not an executable file`,
-		`19: warning: client "e" cannot start as it is: directory "/nowhere": no such file or directory`,
-		`22: warning: client "f" cannot start as it is: user "4242424242" is not known`,
+		`3:16: warning: socket_group: group "no-such-group" is not known`,
+		`6:8: warning: client "a" cannot start as it is: user "no-such-user" is not known`,
+		`12:12: warning: client "c" cannot start as it is: command "no-such-prog" is not an executable file in PATH, "/nowhere"`,
+		`18:12: warning: client "e" cannot start as it is: command "` + dir + `/plain" is not an executable file`,
+		`19:13: warning: client "e" cannot start as it is: directory "/nowhere": no such file or directory`,
+		`22:8: warning: client "f" cannot start as it is: user "4242424242" is not known`,
 	}
 	var got []string
 	for _, p := range c.Warnings {

@@ -22,7 +22,7 @@ import (
 )
 
 // Whatever the bytes, there is a Config or Problems that lie within the file; and a valid file says, written anew from its
-// Config, the same.
+// Config, the same. It is valid by the schema, too.
 func FuzzConfig(f *testing.F) {
 	for _, k := range keys {
 		section := strings.Trim(strings.Replace(heading(k.section), "NAME", "a", 1), "[]")
@@ -34,6 +34,7 @@ func FuzzConfig(f *testing.F) {
 	for _, text := range []string{"", "\n", "a", "[client.a]\ncommand=['x']\n[client.a.x]\n", "[[client]]\n", "client.a.command=['x', \"\"\"\ny\"\"\"]\nclient.a.names=['b']\n", "\xef\xbb\xbf[client]\r\n", "client={a={command=[\n'x']}}", "a = \"\\\x00\"\n", "[client.\"\"]\n", "a=[[[[[{b=[1]}]]]]]"} {
 		f.Add(text)
 	}
+	schema := schema(f)
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := Parse("f", []byte(text), inRun)
 		problems, ok := errors.AsType[Problems](err)
@@ -44,12 +45,15 @@ func FuzzConfig(f *testing.F) {
 			problems = c.Warnings
 		}
 		for _, p := range problems {
-			if p.Line < 0 || p.Line > strings.Count(text, "\n")+1 || strings.ContainsFunc(p.Text+p.Section, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			if p.Line < 0 || p.Line > strings.Count(text, "\n")+1 || p.Column < 0 || p.Column > 0 && (p.Line == 0 || p.Width < 1) || strings.ContainsFunc(p.Text+p.Section, func(r rune) bool { return !unicode.IsPrint(r) }) {
 				t.Errorf("%d lines, problem %q", strings.Count(text, "\n")+1, p)
 			}
 		}
 		if c == nil {
 			return
+		}
+		if bad := violations("", schema, tree(t, strings.TrimPrefix(text, "\ufeff"))); bad != nil {
+			t.Errorf("%q\nis valid, but not by the schema: %q", text, bad)
 		}
 		anew, err := Parse("f", []byte(written(c)), inRun)
 		if err != nil {
@@ -59,7 +63,7 @@ func FuzzConfig(f *testing.F) {
 		for i, cl := range c.Clients { // instances were written as clients
 			anew.Clients[i].Base, anew.Clients[i].Instances = cl.Base, cl.Instances
 		}
-		if d := cmp.Diff(c, anew); d != "" {
+		if d := cmp.Diff(c, anew, sameText); d != "" {
 			t.Errorf("written anew as\n%s\nit differs: %s", written(c), d)
 		}
 	})

@@ -55,6 +55,56 @@ func (f *file) lookUp(c *Config) {
 	}
 }
 
+// lookAround adds the warnings that Options.System asks for.
+func (f *file) lookAround(c *Config) {
+	d, told := c.Daemon, make(map[string]bool)
+	for _, p := range []struct{ key, dir string }{{"run_dir", d.RunDir}, {"state_dir", d.StateDir},
+		{"socket", filepath.Dir(d.Socket)}, {"control", filepath.Dir(d.Control)}} {
+		if err := makeable(p.dir); err != nil && !told[p.dir] { // most are in run_dir
+			told[p.dir] = true
+			f.report([]string{"daemon", p.key}, true, "%s in [daemon]: %v", p.key, err)
+		}
+	}
+	if device := c.Watchdog.Device; device != "" {
+		fi, err := os.Stat(device)
+		if err == nil && fi.Mode()&fs.ModeCharDevice == 0 {
+			err = errors.New("no device")
+		}
+		if err != nil {
+			f.report([]string{"watchdog", "device"}, true, "device %q in [watchdog]: %v", device, bare(err))
+		}
+	}
+	for _, cl := range c.Clients {
+		if cl.LogFile == "" {
+			continue
+		}
+		dir := filepath.Dir(cl.LogFile) // which zhxd does not make
+		if _, err := os.Stat(dir + "/"); err != nil {
+			f.report(f.where(cl.Base, "log_file"), true, "log_file of client %q: directory %q: %v", cl.Name, dir, bare(err))
+		}
+	}
+}
+
+// makeable tells whether a directory is there, or may be made, for whoever runs this to write into.
+func makeable(path string) error {
+	for dir := path; ; {
+		fi, err := os.Stat(dir)
+		switch up := filepath.Dir(dir); {
+		case errors.Is(err, fs.ErrNotExist) && up != dir:
+			dir = up
+			continue
+		case err == nil && !fi.IsDir():
+			err = syscall.ENOTDIR
+		case err == nil:
+			err = unix.Access(dir, unix.W_OK|unix.X_OK)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot make %q or write into it: %q: %w", path, dir, bare(err))
+		}
+		return nil
+	}
+}
+
 // readable tells whether zhxd can open a file.
 func readable(path string) error {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO must not hold zhxd up

@@ -77,6 +77,7 @@ func (f *file) locate(p *Problem, path []string) {
 func (f *file) locateSyntax(p *Problem, pe toml.ParseError) {
 	if pe.Position.Line > 0 {
 		p.Line, p.Column = f.at(pe.Position.Start)
-		p.Width = max(1, pe.Position.Len)
+		meant, _, _ := strings.Cut(f.text[min(pe.Position.Start, len(f.text)):], "\n")
+		p.Width = max(1, utf8.RuneCountInString(meant[:min(max(pe.Position.Len, 0), len(meant))]))
 	}
 }

@@ -411,14 +411,14 @@ probe = { exec = ["/nowhere"] }
 		t.Fatal(err)
 	}
 	want := []string{
-		`4: warning: client "a-1" cannot start as it is: group "no-such-group" is not known`,
-		`5: warning: client "a-1" cannot start as it is: environment_file "/nowhere": no such file or directory`,
-		`6: warning: client "a-1" cannot start as it is: the kernel gives at most ` + strings.TrimSpace(string(nr)) + ` open files (fs.nr_open)`,
-		`7: warning: client "a-1" cannot start as it is: there is no processor 1023`,
-		`8: warning: client "a-1" cannot start as it is: only root may set a negative nice`,
-		`9: warning: client "a-1" cannot start as it is: only root may set a negative oom_score_adj`,
-		`11: warning: on_failure of client "a-1" cannot be executed: command "/nowhere" is not an executable file`,
-		`12: warning: probe of client "a-1" cannot be executed: command "/nowhere" is not an executable file`,
+		`4:16: warning: client "a-1" cannot start as it is: group "no-such-group" is not known`,
+		`5:20: warning: client "a-1" cannot start as it is: environment_file "/nowhere": no such file or directory`,
+		`6:16: warning: client "a-1" cannot start as it is: the kernel gives at most ` + strings.TrimSpace(string(nr)) + ` open files (fs.nr_open)`,
+		`7:16: warning: client "a-1" cannot start as it is: there is no processor 1023`,
+		`8:8: warning: client "a-1" cannot start as it is: only root may set a negative nice`,
+		`9:17: warning: client "a-1" cannot start as it is: only root may set a negative oom_score_adj`,
+		`11:15: warning: on_failure of client "a-1" cannot be executed: command "/nowhere" is not an executable file`,
+		`12:19: warning: probe of client "a-1" cannot be executed: command "/nowhere" is not an executable file`,
 	}
 	if os.Geteuid() == 0 {
 		want = slices.Delete(want, 4, 6)

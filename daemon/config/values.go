@@ -30,10 +30,37 @@ import (
 
 // value is a kind of value at a place of the target.
 type value struct {
-	takes string // what it must be, in words
+	takes string // what it must be, in words,
+	shape shape  // and as JSON Schema has it, which may let pass what set refuses, and never the reverse
 	set   func(t *target, v any) error
 	get   func(t *target) any
 }
+
+// shape is a JSON Schema of draft 4.
+type shape map[string]any
+
+func (v value) of(s shape) value {
+	v.shape = s
+	return v
+}
+
+// The shapes of which values are made.
+func matching(pattern string) shape { return shape{"type": "string", "pattern": pattern} }
+func either(shapes ...shape) shape  { return shape{"anyOf": shapes} }
+func whole(low, high int64) shape   { return shape{"type": "integer", "minimum": low, "maximum": high} }
+func listOf(items shape, least int) shape {
+	return shape{"type": "array", "items": items, "minItems": least}
+}
+func record(entries map[string]shape) shape {
+	return shape{"type": "object", "properties": entries, "additionalProperties": false}
+}
+
+var (
+	aText     = shape{"type": "string"}
+	aWord     = shape{"type": "string", "minLength": 1}
+	aDuration = matching(`^[+-]?(0|([0-9.]+([nuµμm]?s|m|h))+)$`)
+	aSize     = either(shape{"type": "integer", "minimum": 0}, matching(`^[0-9]+[KMG](iB)?$`))
+)
 
 // kind makes a value of how it is understood. With ok false it is something else than what it must be.
 func kind[T any](takes string, at func(*target) *T, understand func(v any, old T) (x T, ok bool, err error)) value {
@@ -74,14 +101,14 @@ func boolean(at func(*target) *bool) value {
 	return kind("true or false, without quotes", at, func(v any, _ bool) (bool, bool, error) {
 		b, ok := v.(bool)
 		return b, ok, nil
-	})
+	}).of(shape{"type": "boolean"})
 }
 
 func number(low, high int64, at func(*target) *int) value {
 	return kind(fmt.Sprintf("a whole number from %d to %d", low, high), at, func(v any, _ int) (int, bool, error) {
 		n, ok := v.(int64)
 		return int(n), ok && low <= n && n <= high, nil
-	})
+	}).of(whole(low, high))
 }
 
 // duration is written as time.ParseDuration has it, low and high as well.
@@ -91,17 +118,17 @@ func duration(low, high string, at func(*target) *time.Duration) value {
 	return str("a duration from "+low+" to "+high+` in quotes, as "5s" or "1m30s"`, at, func(s string) (time.Duration, bool) {
 		d, err := time.ParseDuration(s)
 		return d, err == nil && least <= d && d <= most
-	})
+	}).of(aDuration)
 }
 
 // word is one of a few words.
 func word[T ~string](at func(*target) *T, words ...T) value {
-	return str(quoted(words...), at, func(s string) (T, bool) { return T(s), slices.Contains(words, T(s)) })
+	return str(quoted(words...), at, func(s string) (T, bool) { return T(s), slices.Contains(words, T(s)) }).of(shape{"enum": words})
 }
 
 // wordBool is one of two words, for a field that is true for the first.
 func wordBool(at func(*target) *bool, yes, no string) value {
-	return str(quoted(yes, no), at, func(s string) (bool, bool) { return s == yes, s == yes || s == no })
+	return str(quoted(yes, no), at, func(s string) (bool, bool) { return s == yes, s == yes || s == no }).of(shape{"enum": []string{yes, no}})
 }
 
 func quoted[T ~string](words ...T) string {
@@ -113,11 +140,11 @@ func quoted[T ~string](words ...T) string {
 }
 
 func path(at func(*target) *string) value {
-	return str("an absolute path", at, func(s string) (string, bool) { return s, filepath.IsAbs(s) })
+	return str("an absolute path", at, func(s string) (string, bool) { return s, filepath.IsAbs(s) }).of(matching("^/"))
 }
 
 func optionalPath(at func(*target) *string) value {
-	return str(`an absolute path, or ""`, at, func(s string) (string, bool) { return s, s == "" || filepath.IsAbs(s) })
+	return str(`an absolute path, or ""`, at, func(s string) (string, bool) { return s, s == "" || filepath.IsAbs(s) }).of(matching("^(/|$)"))
 }
 
 // logFile is an absolute path in which %n and ${VARIABLE} are replaced later.
@@ -126,12 +153,12 @@ func logFile(at func(*target) *string) value {
 		s, ok := v.(string)
 		_, err := raw(s)
 		return s, ok && (s == "" || filepath.IsAbs(s)), err
-	})
+	}).of(matching("^(/|$)"))
 }
 
 // account is a user or group. Whether it exists is only looked up for a warning: it may come later.
 func account(what string, at func(*target) *string) value {
-	return str("the name or number of a "+what+" in quotes", at, func(s string) (string, bool) { return s, true })
+	return str("the name or number of a "+what+" in quotes", at, func(s string) (string, bool) { return s, true }).of(aText)
 }
 
 // signal is a signal by its name, with or without SIG, as in the example, which may go on with `, or ""`.
@@ -139,7 +166,7 @@ func signal(example string, at func(*target) *syscall.Signal) value {
 	return str("the name of a signal, as "+example, at, func(s string) (syscall.Signal, bool) {
 		n := unix.SignalNum("SIG" + strings.TrimPrefix(s, "SIG"))
 		return n, n != 0 || s == "" && strings.HasSuffix(example, `""`)
-	})
+	}).of(matching("^[A-Z0-9]*$"))
 }
 
 // octal is the permission bits of a file, or those that it does not get.
@@ -147,7 +174,7 @@ func octal[T ~int | ~uint32](example string, at func(*target) *T) value {
 	return str("an octal mode in quotes, as "+strconv.Quote(example), at, func(s string) (T, bool) {
 		n, err := strconv.ParseUint(s, 8, 9)
 		return T(n), err == nil
-	})
+	}).of(matching("^0*[0-7]{1,3}$"))
 }
 
 // loopback is an address of this machine that no other can reach: whoever connects is not asked for a password.
@@ -161,19 +188,20 @@ func loopback(at func(*target) *string) value {
 		}
 		a, err := netip.ParseAddrPort(s)
 		return a.String(), err == nil && a.Addr().Is4() && a.Addr().IsLoopback()
-	})
+	}).of(matching(`^((127(\.[0-9]{1,3}){3})?:[0-9]+)?$`))
 }
 
 // command is a program and its arguments, in which %n and ${VARIABLE} are replaced later.
 func command(orNone bool, at func(*target) *[]string) value {
 	takes := `a list of strings that begins with a program, as ["/usr/bin/prog", "-x"]`
+	least := 1
 	if orNone {
-		takes += ", or []"
+		takes, least = takes+", or []", 0
 	}
 	return kind(takes, at, func(v any, _ []string) ([]string, bool, error) {
 		argv, ok, err := list(v, raw)
 		return argv, ok && (len(argv) == 0 && orNone || len(argv) > 0 && argv[0] != ""), err
-	})
+	}).of(listOf(aText, least))
 }
 
 // words is a list of strings that are not empty.
@@ -181,7 +209,7 @@ func words(least int, takes string, at func(*target) *[]string) value {
 	return kind(takes, at, func(v any, _ []string) ([]string, bool, error) {
 		out, ok, err := list(v, text)
 		return out, ok && len(out) >= least && !slices.Contains(out, ""), err
-	})
+	}).of(listOf(aWord, least))
 }
 
 // list is a list of strings.
@@ -210,7 +238,7 @@ func numbers(least int, low, high int64, at func(*target) *[]int) value {
 		}
 		slices.Sort(out)
 		return out, ok && len(out) >= least && len(slices.Compact(slices.Clone(out))) == len(out), nil
-	})
+	}).of(listOf(whole(low, high), least))
 }
 
 // files is a limit of open files. The kernel has no unlimited one, not even for root.
@@ -221,7 +249,7 @@ func files(at func(*target) **uint64) value {
 			return nil, v == "", nil
 		}
 		return new(uint64(n)), 1 <= n && n <= 1e9, nil
-	})
+	}).of(either(whole(1, 1e9), matching("^$")))
 }
 
 // size is a limit in bytes.
@@ -241,7 +269,7 @@ func size(at func(*target) **uint64) value {
 			return &n, ok, nil
 		}
 		return nil, false, nil
-	})
+	}).of(either(aSize, matching("^(unlimited)?$")))
 }
 
 // parseSize reads "64K", "64KiB", and so on with M and G.
@@ -271,7 +299,7 @@ func bytes(low, high string, at func(*target) *int) value {
 	return kind(fmt.Sprintf(`a number of bytes from %q to %q, as 65536 or "64KiB"`, low, high), at, func(v any, _ int) (int, bool, error) {
 		n, ok := sizeWithin(v, low, high)
 		return n, ok, nil
-	})
+	}).of(aSize)
 }
 
 // held is what may wait for a client; false: nothing.
@@ -302,7 +330,7 @@ func held(at func(*target) *broker.Hold) value {
 			}
 		}
 		return h, true, nil
-	})
+	}).of(either(shape{"enum": []bool{false}}, record(map[string]shape{"messages": whole(1, 65536), "bytes": aSize, "for": aDuration})))
 }
 
 // What patterns takes.
@@ -315,7 +343,7 @@ func patterns(takes string, valid func(string) bool, at func(*target) *[]string)
 	return kind(takes, at, func(v any, _ []string) ([]string, bool, error) {
 		out, ok, err := list(v, text)
 		return out, ok && !slices.ContainsFunc(out, func(s string) bool { return !valid(s) }), err
-	})
+	}).of(listOf(aWord, 0))
 }
 
 // validGlob tells whether some name may match it: it is one if each * stands for no or one character.
@@ -339,13 +367,15 @@ func startLimit(at func(*target) *procman.StartLimit) value {
 			return l, false, errors.New("must be " + takes)
 		}
 		return l, true, nil
-	})
+	}).of(record(map[string]shape{"burst": whole(1, 1000), "interval": aDuration}))
 }
 
 // deadlines is a list of pairs of checkpoints with a time each.
 func deadlines(at func(*target) *[]watchdog.Deadline) value {
 	takes := fmt.Sprintf(`a list of at most %d as { from = "begin", to = "end", within = "1s" }, with names of at most 32 of A-Z a-z 0-9 _ -, and "1ms" to "24h"`,
 		watchdog.DeadlinesMax)
+	one := record(map[string]shape{"from": aWord, "to": aWord, "within": aDuration})
+	one["required"] = []string{"from", "to", "within"}
 	return kind(takes, at, func(v any, _ []watchdog.Deadline) (ds []watchdog.Deadline, ok bool, err error) {
 		items, ok := v.([]any)
 		if tables, are := v.([]map[string]any); are {
@@ -366,7 +396,7 @@ func deadlines(at func(*target) *[]watchdog.Deadline) value {
 			ds = append(ds, watchdog.Deadline{From: from, To: to, Within: d})
 		}
 		return ds, ok && len(ds) <= watchdog.DeadlinesMax, nil
-	})
+	}).of(listOf(one, 0))
 }
 
 // checkpoint tells whether a client can say that name.
@@ -414,7 +444,8 @@ func probed(at func(*target) *probe.Probe) value {
 			return p, false, errors.New("must be one of " + takes)
 		}
 		return p, ok, nil
-	})
+	}).of(record(map[string]shape{"exec": listOf(aText, 1), "tcp": aText, "unix": matching("^/"), "http": aText,
+		"interval": aDuration, "timeout": aDuration}))
 }
 
 // entryError is what is wrong with one entry of a table.
@@ -448,7 +479,7 @@ func environment(at func(*target) *map[string]string) value {
 			env[name] = s
 		}
 		return env, ok, nil
-	})
+	}).of(shape{"type": "object", "additionalProperties": aText})
 }
 
 // zhxSets tells whether zhx itself sets a variable for each run.

@@ -62,6 +62,21 @@ func (c *Client) Restart(ctx context.Context, w Which) (out Outcomes, err error)
 	return out, c.ask(ctx, "POST", "restart", w, decode(&out))
 }
 
+// Kill signals clients. It does not wait for what comes of that.
+func (c *Client) Kill(ctx context.Context, m KillRequest) (out Outcomes, err error) {
+	return out, c.ask(ctx, "POST", "kill", m, decode(&out))
+}
+
+// Reset has the failures of clients forgotten.
+func (c *Client) Reset(ctx context.Context, w Which) (out Outcomes, err error) {
+	return out, c.ask(ctx, "POST", "reset", w, decode(&out))
+}
+
+// Wait returns when all of names are as aim has it, with CodeStopped when that cannot come.
+func (c *Client) Wait(ctx context.Context, names []string, aim string) (out Outcomes, err error) {
+	return out, c.ask(ctx, "GET", "wait?"+url.Values{"name": names, "for": {aim}}.Encode(), nil, decode(&out))
+}
+
 // Pause stops the watchdog's clock for clients, for a time.
 func (c *Client) Pause(ctx context.Context, m PauseRequest) (out Outcomes, err error) {
 	return out, c.ask(ctx, "POST", "watchdog/pause", m, decode(&out))
@@ -99,7 +114,8 @@ func (c *Client) Shutdown(ctx context.Context, keep bool) (answer ShutdownReply,
 
 // Logs hands each line to emit until the lines end, ctx ends, or emit returns an error, which Logs returns as it is.
 func (c *Client) Logs(ctx context.Context, q LogQuery, emit func(LogLine) error) error {
-	args := url.Values{"name": q.Names, "n": {strconv.Itoa(q.N)}, "follow": {strconv.FormatBool(q.Follow)}}
+	args := url.Values{"name": q.Names, "n": {strconv.Itoa(q.N)}, "follow": {strconv.FormatBool(q.Follow)},
+		"since": {q.Since}, "previous": {strconv.FormatBool(q.Previous)}}
 	return follow(ctx, c, "logs?"+args.Encode(), func(line LogLine) error {
 		if line.Bytes != nil {
 			line.Text, line.Bytes = string(line.Bytes), nil
@@ -111,6 +127,17 @@ func (c *Client) Logs(ctx context.Context, q LogQuery, emit func(LogLine) error)
 // Explain says who may send to whom and why: from is a name, to one as well, or topic:NAME.
 func (c *Client) Explain(ctx context.Context, from, to string) (x Explanation, err error) {
 	return x, c.ask(ctx, "GET", "explain?"+url.Values{"from": {from}, "to": {to}}.Encode(), nil, decode(&x))
+}
+
+// Show returns the configuration of a client that is in force.
+func (c *Client) Show(ctx context.Context, name string) (shown Shown, err error) {
+	return shown, c.ask(ctx, "GET", "show?"+url.Values{"name": {name}}.Encode(), nil, decode(&shown))
+}
+
+// Events hands each event to emit; it ends as Logs does.
+func (c *Client) Events(ctx context.Context, q EventQuery, emit func(Event) error) error {
+	args := url.Values{"name": q.Names, "n": {strconv.Itoa(q.N)}, "follow": {strconv.FormatBool(q.Follow)}}
+	return follow(ctx, c, "events?"+args.Encode(), emit)
 }
 
 // Tap hands each message that pattern means ("": all) to emit as it passes, count of them (0: any number); it ends as Logs does.

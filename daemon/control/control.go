@@ -4,9 +4,10 @@
 //	                             └─ reading: whoever may connect · acting, and the tap: root, zhxd's own uid, the control group
 //
 //	GET  /v1/status  /v1/why?name=NAME  /v1/explain?from=NAME&to=NAME   (or to=topic:TOPIC)
-//	GET  /v1/logs?name=NAME&n=N&follow=1   (a line of JSON a line; name may be repeated or left out)
+//	GET  /v1/logs?name=NAME&n=N&follow=1&since=10m&previous=1   (a line of JSON a line; name may be repeated or left out)
+//	GET  /v1/wait?name=NAME&for=ready|running|stopped   (answered when it is so, or cannot be; name may be repeated)
 //	GET  /v1/tap?pattern=P&count=N         (the same; N = 0: until the reader goes; who may act only)
-//	POST /v1/start  /v1/stop  /v1/restart   {"names":["NAME","@GROUP"],"all":false}
+//	POST /v1/start  /v1/stop  /v1/restart  /v1/reset  /v1/kill   {"names":["NAME","@GROUP"],"all":false}; kill: and "signal":"HUP"
 //	POST /v1/watchdog/pause {"names":["NAME"],"for_s":600,"reason":""}  /v1/watchdog/resume {"names":["NAME"],"all":false}
 //	POST /v1/reload {"dry_run":false}  /v1/send {"target":"","source":"","text":""}  /v1/shutdown {"keep":false}
 //

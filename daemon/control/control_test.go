@@ -110,6 +110,15 @@ func (f *fake) Tap(_ context.Context, by Caller, pattern string) (<-chan TapEven
 	close(events)
 	return events, f.note(by, "tap %s", pattern)
 }
+func (f *fake) Show(_ context.Context, name string) (Shown, error) {
+	return Shown{Name: name, File: "c.toml", Keys: []KeySet{{Key: "nice", Value: "5", From: "defaults", Line: 3}}}, f.note(Caller{User: "?"}, "show %s", name)
+}
+func (f *fake) Events(_ context.Context, q EventQuery) (<-chan Event, error) {
+	events := make(chan Event, 1)
+	events <- Event{Seq: 9, At: Stamp{time.UnixMilli(0)}, Client: "a", Kind: "ready", Run: new(uint64(3)), Text: "pid 412"}
+	close(events)
+	return events, f.note(Caller{User: "?"}, "events %v", q)
+}
 func (f *fake) Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error) {
 	if f.err != nil {
 		return nil, f.err
@@ -132,6 +141,15 @@ func (f *fake) Stop(ctx context.Context, by Caller, w Which) ([]Outcome, error) 
 }
 func (f *fake) Restart(_ context.Context, by Caller, w Which) ([]Outcome, error) {
 	return f.out, f.note(by, "restart %v", w)
+}
+func (f *fake) Kill(_ context.Context, by Caller, m KillRequest) ([]Outcome, error) {
+	return f.out, f.note(by, "kill %v", m)
+}
+func (f *fake) Reset(_ context.Context, by Caller, w Which) ([]Outcome, error) {
+	return f.out, f.note(by, "reset %v", w)
+}
+func (f *fake) Wait(_ context.Context, names []string, aim string) ([]Outcome, error) {
+	return []Outcome{{Name: names[0], Text: aim}}, f.note(Caller{User: "?"}, "wait %v for %s", names, aim)
 }
 func (f *fake) Reload(_ context.Context, by Caller, dry bool) (ReloadResult, error) {
 	return ReloadResult{Plan: []PlanRow{{"gps", "live", "watchdog_timeout"}}}, f.note(by, "reload %v", dry)
@@ -242,8 +260,27 @@ func TestRoutes(t *testing.T) {
 				`{"at":"1970-01-01T00:00:00.000Z","kind":"message","from":"a","to":"b","size":1,"text":"\ufffd","outcome":"written","bytes":"/w=="}`},
 		{"a tap of a bad number", "GET", "/v1/tap?count=-1", "", 400, "", `{"error":"tap: count=\"-1\" is not a number of messages","code":2}`},
 		{"send", "POST", "/v1/send", `{"target":"a","source":"b","text":"hi"}`, 200, "send {a b hi} by " + me, `{"v":1}`},
-		{"logs by default: all lines of all clients", "GET", "/v1/logs", "", 200, "logs {[] -1 false} by ?", ""},
-		{"logs with everything", "GET", "/v1/logs?name=a&name=b&n=5&follow=1", "", 200, "logs {[a b] 5 true} by ?", ""},
+		{"show", "GET", "/v1/show?name=a", "", 200, "show a by ?", `{"v":1,"name":"a","file":"c.toml","keys":[{"key":"nice","value":"5","from":"defaults","line":3}]}`},
+		{"events by default: all that are kept", "GET", "/v1/events", "", 200, "events {[] -1 false} by ?",
+			`{"seq":9,"at":"1970-01-01T00:00:00.000Z","client":"a","kind":"ready","run":3,"text":"pid 412"}`},
+		{"events with everything", "GET", "/v1/events?name=a&n=5&follow=1", "", 200, "events {[a] 5 true} by ?",
+			`{"seq":9,"at":"1970-01-01T00:00:00.000Z","client":"a","kind":"ready","run":3,"text":"pid 412"}`},
+		{"events of a bad number", "GET", "/v1/events?n=-2", "", 400, "", `{"error":"events: n=\"-2\" is not a number of events","code":2}`},
+		{"logs by default: all lines of all clients", "GET", "/v1/logs", "", 200, "logs {[] -1 false  false} by ?", ""},
+		{"logs with everything", "GET", "/v1/logs?name=a&name=b&n=5&follow=1&since=10m&previous=1", "", 200, "logs {[a b] 5 true 10m true} by ?", ""},
+		{"logs since a time", "GET", "/v1/logs?since=2026-01-31T12:00:00Z", "", 200, "logs {[] -1 false 2026-01-31T12:00:00Z false} by ?", ""},
+		{"logs since no time", "GET", "/v1/logs?since=noon", "", 400, "",
+			`{"error":"logs: since=\"noon\" is no duration, as 10m, and no time, as 2026-01-31T12:00:00Z","code":2,"hint":"zhxctl logs --since 10m"}`},
+		{"logs of a wish that is neither", "GET", "/v1/logs?previous=maybe", "", 400, "", `{"error":"logs: previous=\"maybe\" is neither 0 nor 1","code":2}`},
+		{"kill", "POST", "/v1/kill", `{"names":["a"],"signal":"HUP"}`, 200, "kill {{[a] false} HUP} by " + me, `{"v":1,"clients":[]}`},
+		{"kill nobody", "POST", "/v1/kill", `{"signal":"HUP"}`, 400, "", `{"error":"give either \"names\" or \"all\"","code":2}`},
+		{"reset", "POST", "/v1/reset", `{"all":true}`, 200, "reset {[] true} by " + me, `{"v":1,"clients":[]}`},
+		{"wait", "GET", "/v1/wait?name=a&name=b&for=ready", "", 200, "wait [a b] for ready by ?",
+			`{"v":1,"clients":[{"name":"a","pid":null,"text":"ready","error":null}]}`},
+		{"wait for what there is not", "GET", "/v1/wait?name=a&for=better", "", 400, "",
+			`{"error":"wait: give names, and for what: ready, running or stopped","code":2,"hint":"zhxctl wait NAME --for ready"}`},
+		{"wait for nobody", "GET", "/v1/wait?for=ready", "", 400, "",
+			`{"error":"wait: give names, and for what: ready, running or stopped","code":2,"hint":"zhxctl wait NAME --for ready"}`},
 		{"logs of a bad number", "GET", "/v1/logs?n=-2", "", 400, "", `{"error":"logs: n=\"-2\" is not a number of lines","code":2}`},
 		{"a wish that this version does not know", "POST", "/v1/reload", `{"slowly":true}`, 400, "",
 			`{"error":"bad request: json: unknown field \"slowly\"","code":2}`},

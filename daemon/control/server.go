@@ -73,9 +73,14 @@ func (s *Server) http(ctx context.Context) *http.Server {
 	mux.HandleFunc("GET /v1/explain", s.explain)
 	mux.HandleFunc("GET /v1/logs", s.logs)
 	mux.HandleFunc("GET /v1/tap", s.tap)
+	mux.HandleFunc("GET /v1/wait", s.wait)
+	mux.HandleFunc("GET /v1/events", s.events)
+	mux.HandleFunc("GET /v1/show", s.show)
 	mux.Handle("POST /v1/start", clients(s, Backend.Start))
 	mux.Handle("POST /v1/stop", clients(s, Backend.Stop))
 	mux.Handle("POST /v1/restart", clients(s, Backend.Restart))
+	mux.Handle("POST /v1/kill", acting(s, s.kill))
+	mux.Handle("POST /v1/reset", clients(s, Backend.Reset))
 	mux.Handle("POST /v1/watchdog/resume", clients(s, Backend.Resume))
 	mux.Handle("POST /v1/watchdog/pause", acting(s, s.pause))
 	mux.Handle("POST /v1/reload", acting(s, s.reload))
@@ -150,24 +155,32 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request) (by Caller, ok bo
 // clients makes the handler of a verb on clients. What was only accepted begins after the answer.
 func clients(s *Server, do func(Backend, context.Context, Caller, Which) ([]Outcome, error)) http.Handler {
 	return acting(s, func(w http.ResponseWriter, ctx context.Context, by Caller, which Which) (any, error) {
-		if which.All == (len(which.Names) > 0) {
-			return nil, Errorf(CodeUsage, "", `give either "names" or "all"`)
-		}
-		out, err := do(s.Backend, ctx, by, which)
-		if err != nil {
-			return nil, err
-		}
-		reply(w, http.StatusOK, Outcomes{V: 1, Clients: list(out)})
-		if slices.ContainsFunc(out, func(c Outcome) bool { return c.Begin != nil }) {
-			heard(ctx)
-		}
-		for _, c := range out {
-			if c.Begin != nil {
-				c.Begin()
-			}
-		}
-		return nil, nil
+		return nil, act(w, ctx, which, func() ([]Outcome, error) { return do(s.Backend, ctx, by, which) })
 	})
+}
+
+func (s *Server) kill(w http.ResponseWriter, ctx context.Context, by Caller, m KillRequest) (any, error) {
+	return nil, act(w, ctx, m.Which, func() ([]Outcome, error) { return s.Backend.Kill(ctx, by, m) })
+}
+
+func act(w http.ResponseWriter, ctx context.Context, which Which, do func() ([]Outcome, error)) error {
+	if which.All == (len(which.Names) > 0) {
+		return Errorf(CodeUsage, "", `give either "names" or "all"`)
+	}
+	out, err := do()
+	if err != nil {
+		return err
+	}
+	reply(w, http.StatusOK, Outcomes{V: 1, Clients: list(out)})
+	if slices.ContainsFunc(out, func(c Outcome) bool { return c.Begin != nil }) {
+		heard(ctx)
+	}
+	for _, c := range out {
+		if c.Begin != nil {
+			c.Begin()
+		}
+	}
+	return nil
 }
 
 // heard waits until the asker has closed the connection, which it does when it has the answer, or has had time to.
@@ -215,7 +228,8 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	st := s.Backend.Status(r.Context())
 	st.V, st.Clients, st.Groups, st.Peers = 1, list(st.Clients), list(st.Groups), list(st.Peers)
 	for i := range st.Clients {
-		st.Clients[i].WaitsFor = list(st.Clients[i].WaitsFor)
+		c := &st.Clients[i]
+		c.WaitsFor, c.DependsOn, c.TalksTo = list(c.WaitsFor), list(c.DependsOn), list(c.TalksTo)
 	}
 	for i := range st.Groups {
 		st.Groups[i].Clients = list(st.Groups[i].Clients)
@@ -265,6 +279,42 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, x)
 }
 
+// show is not for everybody: a configuration may have secrets in its environments.
+func (s *Server) show(w http.ResponseWriter, r *http.Request) {
+	if _, ok := s.admit(w, r); !ok {
+		return
+	}
+	shown, err := s.Backend.Show(r.Context(), r.URL.Query().Get("name"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	shown.V, shown.Keys = 1, list(shown.Keys)
+	reply(w, http.StatusOK, shown)
+}
+
+// events streams as logs does.
+func (s *Server) events(w http.ResponseWriter, r *http.Request) {
+	args := r.URL.Query()
+	q := EventQuery{Names: args["name"], N: -1}
+	q.Follow, _ = strconv.ParseBool(args.Get("follow"))
+	if text := args.Get("n"); text != "" {
+		var err error
+		if q.N, err = strconv.Atoi(text); err != nil || q.N < -1 {
+			refuse(w, Errorf(CodeUsage, "", "events: n=%q is not a number of events", text))
+			return
+		}
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	events, err := s.Backend.Events(ctx, q)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	stream(w, events, 0, func(*Event) {})
+}
+
 // tap streams as logs does, but not to everybody: it shows what others say to each other.
 func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 	by, ok := s.admit(w, r)
@@ -296,18 +346,24 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 // logs streams until the lines end or the reader goes, or takes nothing for the write limit.
 func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	args := r.URL.Query()
-	q := LogQuery{Names: args["name"], N: -1}
-	var err error
+	q := LogQuery{Names: args["name"], N: -1, Since: args.Get("since")}
+	_, err := q.From()
+	if err != nil {
+		refuse(w, err)
+		return
+	}
 	if n := args.Get("n"); n != "" {
 		if q.N, err = strconv.Atoi(n); err != nil || q.N < -1 {
 			refuse(w, Errorf(CodeUsage, "", "logs: n=%q is not a number of lines", n))
 			return
 		}
 	}
-	if f := args.Get("follow"); f != "" {
-		if q.Follow, err = strconv.ParseBool(f); err != nil {
-			refuse(w, Errorf(CodeUsage, "", "logs: follow=%q is neither 0 nor 1", f))
-			return
+	for key, wish := range map[string]*bool{"follow": &q.Follow, "previous": &q.Previous} {
+		if f := args.Get(key); f != "" {
+			if *wish, err = strconv.ParseBool(f); err != nil {
+				refuse(w, Errorf(CodeUsage, "", "logs: %s=%q is neither 0 nor 1", key, f))
+				return
+			}
 		}
 	}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -322,6 +378,20 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 			line.Bytes = []byte(line.Text)
 		}
 	})
+}
+
+func (s *Server) wait(w http.ResponseWriter, r *http.Request) {
+	names, aim := r.URL.Query()["name"], r.URL.Query().Get("for")
+	if len(names) == 0 || !slices.Contains([]string{AimReady, AimRunning, AimStopped}, aim) {
+		refuse(w, Errorf(CodeUsage, "zhxctl wait NAME --for ready", "wait: give names, and for what: ready, running or stopped"))
+		return
+	}
+	out, err := s.Backend.Wait(r.Context(), names, aim)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	reply(w, http.StatusOK, Outcomes{V: 1, Clients: list(out)})
 }
 
 // stream writes a line of JSON for each of lines, the first n of them (0: all), as shape makes it.

@@ -281,6 +281,7 @@ type Traffic struct {
 // LogLine is one line that a client printed: one line of JSON in the answer to GET /v1/logs.
 type LogLine struct {
 	Client  string  `json:"client"`
+	Run     uint64  `json:"run"` // that had begun last
 	At      Stamp   `json:"at"`
 	Mono    float64 `json:"mono_s"`            // seconds, monotonic, from a start that is the same for all lines of one zhxd
 	Text    string  `json:"text"`              // without the line's end; as the child wrote it, bytes that are not UTF-8 included
@@ -294,6 +295,9 @@ type LogQuery struct {
 	Names  []string // none: of all clients
 	N      int      // the last N lines of each client; 0: none; -1: all that are kept
 	Follow bool     // and what comes, until the reader goes
+
+	Since    string // a duration, "10m", or a time by RFC 3339: none that are older; "": all
+	Previous bool   // those of the last run that has ended, and no others
 }
 
 // Which names the clients that a verb acts on: either Names or All. Names may hold those of groups, as they are typed.
@@ -395,14 +399,24 @@ type Backend interface {
 	Why(ctx context.Context, name string) (Why, error)
 	// Explain refuses what are no names. Like Status, it waits for nothing.
 	Explain(ctx context.Context, from, to string) (Explanation, error)
+	// Show, like Why, knows clients only.
+	Show(ctx context.Context, name string) (Shown, error)
+	// Events is as Logs.
+	Events(ctx context.Context, q EventQuery) (<-chan Event, error)
 	// Tap gives the messages that pattern means ("": all). The channel is closed when ctx ends.
 	Tap(ctx context.Context, by Caller, pattern string) (<-chan TapEvent, error)
 	// Logs refuses unknown names before it returns. The channel is closed after the last line or when ctx ends.
 	Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error)
+	// Wait returns when all of names are as aim (AimReady…) has it, with CodeStopped when nothing that zhxd will do by itself
+	// can bring that about.
+	Wait(ctx context.Context, names []string, aim string) ([]Outcome, error)
 	// Start, Stop and Restart return when that is done, or accepted. An error means that nothing was begun.
 	Start(ctx context.Context, by Caller, w Which) ([]Outcome, error)
 	Stop(ctx context.Context, by Caller, w Which) ([]Outcome, error)
 	Restart(ctx context.Context, by Caller, w Which) ([]Outcome, error)
+	// Kill signals and does not wait for what comes of it. Reset forgets failures.
+	Kill(ctx context.Context, by Caller, m KillRequest) ([]Outcome, error)
+	Reset(ctx context.Context, by Caller, w Which) ([]Outcome, error)
 	// Reload answers an invalid file with an *Error of CodeUsage that holds all problems. dry says what it would do, and does not.
 	Reload(ctx context.Context, by Caller, dry bool) (ReloadResult, error)
 	Send(ctx context.Context, by Caller, m SendRequest) error
@@ -489,4 +503,31 @@ type KeySet struct {
 	Value string `json:"value"` // as TOML
 	From  string `json:"from"`  // the section: "client.gps" | "defaults" | "watchdog"; "": it is the default
 	Line  int    `json:"line"`  // of the file when it was loaded; 0: it stands there not
+}
+
+// What is done to clients, and waited for.
+
+// KillRequest sends Signal ("HUP", "SIGHUP" or "1") to the leaders of clients; "" or SIGKILL to their whole trees.
+type KillRequest struct {
+	Which
+	Signal string `json:"signal,omitempty"`
+}
+
+// What one can wait for. A client that has come to its end, given up or was stopped rests: it is AimStopped.
+const (
+	AimReady   = "ready"
+	AimRunning = "running"
+	AimStopped = "stopped"
+)
+
+// From is the time that Since means. A duration goes by the monotonic clock: it holds where the clock was set meanwhile.
+func (q LogQuery) From() (from time.Time, err error) {
+	if d, no := time.ParseDuration(q.Since); no == nil {
+		return time.Now().Add(-d), nil
+	} else if q.Since != "" {
+		if from, err = time.Parse(time.RFC3339, q.Since); err != nil {
+			err = Errorf(CodeUsage, "zhxctl logs --since 10m", "logs: since=%q is no duration, as 10m, and no time, as 2026-01-31T12:00:00Z", q.Since)
+		}
+	}
+	return from, err
 }

@@ -53,6 +53,7 @@ const (
 	waiting          = 64              // publications that wait for a subscription, unless it says otherwise
 	maxWaiting       = 4096            // at most, whatever it says
 	maxSubscriptions = 256             // a connection, the next one is refused
+	allSubscriptions = 8192            // of all connections together, the same
 	maxWatches       = 256             // a connection, the next one is refused
 	maxTopics        = 1024            // topics with a last value, the next one is refused; topics whose subscribers are remembered, then they are looked for again
 	keptBytes        = 4 << 20         // of last values; then a new one is refused

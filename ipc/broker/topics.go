@@ -49,7 +49,7 @@ func (t *topics) subscribe(s *subscription, id uint64) (code uint8) {
 			break
 		}
 	}
-	if mine >= maxSubscriptions || len(t.subs) >= maxPeers {
+	if mine >= maxSubscriptions || len(t.subs) >= allSubscriptions {
 		return wire.ErrFull
 	}
 	t.subs = append(t.subs, s)

@@ -457,7 +457,8 @@ func TestSlowSubscriber(t *testing.T) {
 				}
 				next++
 			}
-			if gaps != 1 || int64(lost) != w.Counters().Gaps {
+			// Where only one may wait, one can also be lost while its subscriber's own reader holds the socket for an answer.
+			if gaps == 0 || gaps > 1 && c.policy != wire.LatestOnly || int64(lost) != w.Counters().Gaps {
 				t.Errorf("%d gaps, %d lost, counted %d", gaps, lost, w.Counters().Gaps)
 			}
 		})
