@@ -39,7 +39,7 @@ func (a *app) asClient(cmd *cobra.Command) *cobra.Command {
 func (a *app) saying(use, short, long string, do func(ctx context.Context, to string, body []byte) error) *cobra.Command {
 	return a.asClient(&cobra.Command{
 		Use: use + " TEXT|-", Short: short, Long: long + "\n\n-: TEXT is what comes from standard input, as it is.",
-		Args: cobra.ExactArgs(2), ValidArgsFunction: a.complete,
+		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			body, err := text(cmd, args[1])
 			if err != nil {
@@ -270,8 +270,7 @@ func (a *app) watchCmd() *cobra.Command {
 		Short: "print the state of names, now and at each change",
 		Long: `Print the state of names, now and at each change: absent, running, ready, late (half of its watchdog's time is over), restarting,
 failed or stopped, and what is known besides, as JSON.`,
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: a.complete,
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return stream(a, cmd, func(ctx context.Context, c *ipc.Conn) (err error) {
 				for i := 0; i < len(names) && err == nil; i++ {

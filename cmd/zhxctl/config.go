@@ -24,6 +24,7 @@ const (
 	defaultRunDir = "/run/zhx"
 	controlName   = "control.sock"
 	dataName      = "zhx.sock"
+	excerpt       = 70 // characters of a line that are shown of it
 )
 
 // socket is the path of the control socket.
@@ -107,23 +108,41 @@ func (a *app) environ(ctx context.Context) (list []string) {
 
 // load reads the configuration, and gives its problems besides, whether or not it is valid.
 func (a *app) load(environ []string) (*config.Config, []control.Problem, error) {
-	conf, err := config.Load(cmp.Or(a.config, defaultConfig), config.Options{Environ: environ})
-	found, ok := errors.AsType[config.Problems](err)
-	switch {
-	case err == nil:
-		found = conf.Warnings
-	case !ok:
-		return nil, nil, err
-	}
+	conf, found, err := sorted(config.Load(a.file(nil), config.Options{Environ: environ}))
 	problems := make([]control.Problem, 0, len(found))
 	for _, p := range found {
-		problems = append(problems, control.Problem(p))
+		problems = append(problems, plain(p))
 	}
-	return conf, problems, nil
+	return conf, problems, err
+}
+
+// file is the configuration that is meant: the argument, where there is one.
+func (a *app) file(args []string) string {
+	if len(args) > 0 {
+		a.config = args[0]
+	}
+	return cmp.Or(a.config, defaultConfig)
+}
+
+// sorted makes of what package config returns the problems, and as an error only what is none of the file.
+func sorted(conf *config.Config, err error) (*config.Config, config.Problems, error) {
+	if conf != nil {
+		return conf, conf.Warnings, nil
+	}
+	found, ok := errors.AsType[config.Problems](err)
+	if ok {
+		err = nil
+	}
+	return nil, found, err
+}
+
+func plain(p config.Problem) control.Problem {
+	return control.Problem{File: p.File, Line: p.Line, Section: p.Section, Text: p.Text, Warning: p.Warning}
 }
 
 func (a *app) checkCmd() *cobra.Command {
-	return a.asJSON(&cobra.Command{
+	var strict, system bool
+	cmd := a.asJSON(&cobra.Command{
 		Use:   "check [FILE]",
 		Short: "check a configuration, with or without zhxd, and change nothing",
 		Long: `Check a configuration, with or without zhxd, and change nothing.
@@ -131,21 +150,29 @@ func (a *app) checkCmd() *cobra.Command {
 ${VARIABLE} and PATH are those of the zhxd that runs, where its environment may be read; else zhxctl's own.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				a.config = args[0]
+			path := a.file(args)
+			conf, found, err := sorted(config.Load(path, config.Options{Environ: a.environ(cmd.Context()), System: system}))
+			if err != nil {
+				return err
 			}
-			return a.check(a.environ(cmd.Context()))
+			return a.report(path, conf, found, strict)
 		},
 	})
+	cmd.Flags().BoolVar(&strict, "strict", false, "exit 2 where there are warnings, too")
+	cmd.Flags().BoolVar(&system, "system", false, "also look for the directories and devices that zhxd needs on this machine")
+	return cmd
 }
 
-func (a *app) check(environ []string) error {
-	conf, problems, err := a.load(environ)
-	if err != nil {
-		return err
+// report is what check prints. conf is nil where the file is not valid.
+func (a *app) report(path string, conf *config.Config, found config.Problems, strict bool) error {
+	type spot struct {
+		control.Problem
+		Column int `json:"column"` // in characters from 1; 0: none
+		Width  int `json:"width"`  // how many characters are meant
 	}
-	names, warnings := []string{}, 0
-	for _, p := range problems {
+	names, spots, warnings := []string{}, []spot{}, 0
+	for _, p := range found {
+		spots = append(spots, spot{plain(p), p.Column, p.Width})
 		if p.Warning {
 			warnings++
 		}
@@ -155,74 +182,124 @@ func (a *app) check(environ []string) error {
 			names = append(names, c.Name)
 		}
 	}
+	valid := conf != nil && (warnings == 0 || !strict)
 	if a.json {
 		a.printJSON(struct {
-			V        int               `json:"v"`
-			Valid    bool              `json:"valid"`
-			Clients  []string          `json:"clients"`
-			Problems []control.Problem `json:"problems"`
-		}{1, conf != nil, names, problems})
+			V        int      `json:"v"`
+			Valid    bool     `json:"valid"`
+			Clients  []string `json:"clients"`
+			Problems []spot   `json:"problems"`
+		}{1, valid, names, spots})
 	} else {
-		for _, p := range problems {
-			fmt.Fprintln(a.out, a.clean(config.Problem(p).String()))
+		var text []byte
+		if len(found) > 0 && found[len(found)-1].Line > 0 { // else it may be no file
+			text, _ = os.ReadFile(path)
 		}
-		summary := fmt.Sprintf("%s, %s", count(len(problems)-warnings, "error"), count(warnings, "warning"))
-		if conf != nil {
+		a.point(text, found)
+		summary := fmt.Sprintf("%s, %s", count(len(found)-warnings, "error"), count(warnings, "warning"))
+		if valid {
 			summary = fmt.Sprintf("%s: valid, %s, %s", conf.Path, count(len(names), "client"), count(warnings, "warning"))
 		}
 		fmt.Fprintln(a.out, summary)
 	}
-	if conf == nil {
+	if !valid {
 		return exit(control.CodeUsage)
 	}
 	return nil
 }
 
+// point prints problems of a text, each with its line and a caret.
+func (a *app) point(text []byte, found config.Problems) {
+	lines := strings.Split(strings.TrimPrefix(string(text), "\ufeff"), "\n")
+	for _, p := range found {
+		fmt.Fprintln(a.out, a.clean(p.String()))
+		if p.Column == 0 || p.Line > len(lines) {
+			continue
+		}
+		line, from, dots := []rune(strings.TrimRight(lines[p.Line-1], "\r")), 0, ""
+		if p.Column > excerpt/2 && len(line) > excerpt {
+			from, dots = p.Column-excerpt/2, "..."
+		}
+		before := line[from:min(p.Column-1, len(line))]
+		rest := line[from+len(before) : min(len(line), from+excerpt)]
+		pad := strings.Map(func(r rune) rune {
+			switch {
+			case r == '\t':
+				return r
+			case r >= 0x1100: // from there on nearly all are two columns wide, as this space is
+				return '\u3000'
+			}
+			return ' '
+		}, dots+escape(string(before)))
+		under := max(1, len([]rune(escape(string(rest[:min(p.Width, len(rest))])))))
+		fmt.Fprintf(a.out, "%7d | %s%s\n        | %s%s\n", p.Line, dots, escape(string(before)+string(rest)), pad, strings.Repeat("^", under))
+	}
+}
+
 func (a *app) reloadCmd() *cobra.Command {
-	var dry bool
+	var dry, code bool
 	cmd := a.asJSON(&cobra.Command{
 		Use:   "reload",
 		Short: "have zhxd read its configuration again, and show what that changed",
-		Args:  cobra.NoArgs,
+		Long: `Have zhxd read its configuration again, and show what that changed:
++ a client starts, - it is stopped and removed, ~ it is restarted or takes the keys that are named as it runs.
+
+With --dry-run --exit-code the exit code is 0 if there is nothing to do, 2 if there is, 1 if that cannot be told.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return a.reload(ctx, zhxd, dry) })
+			if code && !dry {
+				return control.Errorf(control.CodeUsage, "zhxctl reload --dry-run --exit-code", "reload: --exit-code goes with --dry-run")
+			}
+			err := a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return a.reload(ctx, zhxd, dry, code) })
+			if e, ok := errors.AsType[*control.Error](err); ok && code { // 2 is that there are changes
+				a.tell(e)
+				return exit(control.CodeFailed)
+			}
+			return err
 		},
 	})
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "show what it would do to each client, and change nothing")
+	cmd.Flags().BoolVar(&code, "exit-code", false, "with --dry-run: exit 2 if it would change something")
 	return cmd
 }
 
-func (a *app) reload(ctx context.Context, zhxd *control.Client, dry bool) error {
+func (a *app) reload(ctx context.Context, zhxd *control.Client, dry, code bool) error {
 	res, err := zhxd.Reload(ctx, dry)
 	if err != nil {
 		return err
 	}
+	var rows [][]string
+	for _, row := range res.Plan {
+		switch row.Action {
+		case "start":
+			rows = append(rows, []string{"+ " + row.Name, row.Action, row.Why})
+		case "stop":
+			rows = append(rows, []string{"- " + row.Name, "remove", row.Why})
+		case "keep":
+		default:
+			rows = append(rows, []string{"~ " + row.Name, row.Action, row.Why})
+		}
+	}
 	if a.json {
 		a.printJSON(res)
-		return nil
-	}
-	a.tellProblems(res.Problems)
-	var rows [][]string
-	kept := 0
-	for _, row := range res.Plan {
-		if row.Action == "keep" {
-			kept++
-		}
-		if row.Action != "keep" || dry {
-			rows = append(rows, []string{row.Action, row.Name, row.Why})
-		}
-	}
-	a.table(rows)
-	if dry {
-		fmt.Fprintf(a.out, "a dry run: nothing was changed\n")
 	} else {
-		fmt.Fprintf(a.out, "%d unchanged\n", kept)
+		a.tellProblems(res.Problems)
+		a.table(rows)
+		end := ""
+		if dry {
+			end = ". Nothing done (dry run)."
+		}
+		fmt.Fprintf(a.out, "%d unchanged%s\n", len(res.Plan)-len(rows), end)
+	}
+	if code && len(rows) > 0 {
+		return exit(control.CodeUsage)
 	}
 	return nil
 }
 
 func (a *app) tellProblems(problems []control.Problem) {
 	for _, p := range problems {
-		fmt.Fprintln(a.err, escape(config.Problem(p).String()))
+		one := config.Problem{File: p.File, Line: p.Line, Text: p.Text, Warning: p.Warning}
+		fmt.Fprintln(a.err, escape(one.String()))
 	}
 }

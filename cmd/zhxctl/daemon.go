@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -110,10 +109,13 @@ func (a *app) launch(ctx context.Context, zhxd *control.Client) error {
 		close(ended)
 	}()
 	go awaitReady(notify, ready)
+	end := a.progress(zhxd, nil)
 	select {
 	case <-ready:
+		end()
 		return nil
 	case <-ended:
+		end()
 		if _, err := zhxd.Status(ctx); err == nil { // somebody else has started it in the same moment
 			return nil
 		}
@@ -128,26 +130,18 @@ func (a *app) launch(ctx context.Context, zhxd *control.Client) error {
 		}
 		return control.Errorf(code, "its log is "+log, "zhxd did not start: %s", keeper.ProcessState)
 	case <-ctx.Done():
+		end()
+		_, what := unsettled(zhxd, nil, "waiting", "starting")
+		if what != "" {
+			what = ", " + what
+		}
 		code := control.CodeTimeout
 		if errors.Is(ctx.Err(), context.Canceled) { // ctrl-C
 			code = control.CodeFailed
 		}
 		return control.Errorf(code, "zhxctl status; its log is "+log,
-			"zhxd is not ready yet%s; it goes on starting, under the keeper with pid %d", blockers(zhxd), keeper.Process.Pid)
+			"zhxd is not ready yet%s; it goes on starting, under the keeper with pid %d", what, keeper.Process.Pid)
 	}
-}
-
-// blockers names the clients that are not started yet, and what they wait for.
-func blockers(zhxd *control.Client) (text string) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	st, _ := zhxd.Status(ctx) // an error: there is nothing to say
-	for _, c := range st.Clients {
-		if c.State == "waiting" || c.State == "starting" {
-			text += fmt.Sprintf(", %s is %s", c.Name, stateText(c.State, c.Ready, c.Phase, c.WaitsFor))
-		}
-	}
-	return text
 }
 
 // awaitReady closes ready at the first READY=1, and ends with the socket.
@@ -201,7 +195,9 @@ func (a *app) shutdownCmd() *cobra.Command {
 }
 
 func (a *app) shutdown(ctx context.Context, zhxd *control.Client, keep bool) error {
+	end := a.progress(zhxd, nil)
 	done, err := zhxd.Shutdown(ctx, keep)
+	end()
 	switch {
 	case err == nil && done.Accepted:
 		fmt.Fprintf(a.out, "zhxd: %s\n", accepted)

@@ -56,6 +56,9 @@ type app struct {
 	count           int
 	timeout         time.Duration
 	json, raw       bool
+	patient         bool // --wait
+
+	verb string // as it was typed
 }
 
 // sink remembers the first error of writing: it is looked at once, at the end.
@@ -84,7 +87,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetOut(out)
 	root.SetErr(errOut)
 	begun := false // else an error is about the command line
-	root.PersistentPreRun = func(*cobra.Command, []string) { begun = true }
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) { begun, a.verb = true, cmd.Name() }
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		err = a.out.failed
@@ -149,9 +152,11 @@ A NAME is that of a client; that of a client with instances stands for all of th
 	flags.StringVar(&a.control, "control", "", "zhxd's control socket, a `PATH`")
 	flags.StringVar(&a.config, "config", "", "the configuration `FILE` (default "+defaultConfig+")")
 	flags.DurationVar(&a.timeout, "timeout", 0, "how long to wait (default 10s to read, 30s for zhxd to start, 2m to stop)")
-	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.statusCmd(), a.whyCmd(), a.watchdogCmd(), a.logsCmd(),
+	root.AddCommand(a.startCmd(), a.shutdownCmd(), a.stopCmd(), a.restartCmd(), a.killCmd(), a.resetCmd(), a.waitCmd(), a.statusCmd(), a.topCmd(), a.whyCmd(), a.eventsCmd(), a.showCmd(), a.graphCmd(), a.peersCmd(), a.watchdogCmd(), a.logsCmd(),
 		a.sendCmd(), a.requestCmd(), a.publishCmd(), a.subscribeCmd(), a.receiveCmd(), a.watchCmd(), a.feedCmd(), a.tapCmd(), a.explainCmd(),
-		a.reloadCmd(), a.checkCmd(), a.versionCmd())
+		a.reloadCmd(), a.checkCmd(), a.editCmd(), a.initCmd(), a.schemaCmd(), a.versionCmd(),
+		a.doctorCmd(), a.reportCmd(), a.completionCmd())
+	a.completing(root)
 	return root
 }
 

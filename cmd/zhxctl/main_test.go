@@ -128,6 +128,9 @@ type canned struct {
 	says   control.Explanation
 	passes []control.TapEvent
 	shut   chan struct{} // closed by Shutdown, if there is one
+	hold   time.Duration // that Wait takes
+	shown  control.Shown
+	events []control.Event
 }
 
 func (c *canned) Status(context.Context) control.Status            { return c.status }
@@ -138,6 +141,15 @@ func (c *canned) Explain(context.Context, string, string) (control.Explanation, 
 func (c *canned) Tap(context.Context, control.Caller, string) (<-chan control.TapEvent, error) {
 	events := make(chan control.TapEvent, len(c.passes))
 	for _, e := range c.passes {
+		events <- e
+	}
+	close(events)
+	return events, c.err
+}
+func (c *canned) Show(context.Context, string) (control.Shown, error) { return c.shown, c.err }
+func (c *canned) Events(context.Context, control.EventQuery) (<-chan control.Event, error) {
+	events := make(chan control.Event, len(c.events))
+	for _, e := range c.events {
 		events <- e
 	}
 	close(events)
@@ -172,6 +184,26 @@ func (c *canned) Stop(_ context.Context, _ control.Caller, w control.Which) ([]c
 func (c *canned) Restart(ctx context.Context, by control.Caller, w control.Which) ([]control.Outcome, error) {
 	return c.Start(ctx, by, w)
 }
+func (c *canned) Kill(_ context.Context, _ control.Caller, m control.KillRequest) ([]control.Outcome, error) {
+	return []control.Outcome{{Name: fmt.Sprint(m), Text: "signalled"}}, c.err
+}
+func (c *canned) Reset(_ context.Context, _ control.Caller, w control.Which) ([]control.Outcome, error) {
+	return []control.Outcome{{Name: fmt.Sprint(w), Text: "reset"}}, c.err
+}
+
+// Wait finds everything as it should be, once ctx or hold ends.
+func (c *canned) Wait(ctx context.Context, names []string, aim string) (out []control.Outcome, err error) {
+	if c.hold > 0 {
+		select {
+		case <-time.After(c.hold):
+		case <-ctx.Done():
+		}
+	}
+	for _, name := range names {
+		out = append(out, control.Outcome{Name: name, Text: aim})
+	}
+	return out, c.err
+}
 func (c *canned) Reload(context.Context, control.Caller, bool) (control.ReloadResult, error) {
 	return control.ReloadResult{Plan: c.plan}, c.err
 }
@@ -199,6 +231,14 @@ func (c *canned) Shutdown(_ control.Caller, keep bool) (control.ShutdownReply, f
 // ask runs zhxctl against b, or against nothing, and returns its exit code and what it wrote.
 func ask(t *testing.T, b *canned, args ...string) (code int, out, errOut string) {
 	t.Helper()
+	var o, e bytes.Buffer
+	code = askOn(t, b, &o, &e, args...)
+	return code, o.String(), e.String()
+}
+
+// askOn is ask, where it writes to.
+func askOn(t *testing.T, b *canned, out, errOut io.Writer, args ...string) int {
+	t.Helper()
 	if b != nil {
 		path := filepath.Join(t.TempDir(), "c.sock")
 		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -212,9 +252,7 @@ func ask(t *testing.T, b *canned, args ...string) (code int, out, errOut string)
 		defer func() { cancel(); <-done }()
 		args = append([]string{"--control", path}, args...)
 	}
-	var o, e bytes.Buffer
-	code = run(t.Context(), args, &o, &e)
-	return code, o.String(), e.String()
+	return run(t.Context(), args, out, errOut)
 }
 
 func TestVerbs(t *testing.T) {
@@ -237,9 +275,9 @@ func TestVerbs(t *testing.T) {
 			"zhxctl: no such client: \"x\"\n  -> zhxctl status\n"},
 		{"a failure without a hint", canned{err: io.ErrClosedPipe}, "restart gps", 1, "", "zhxctl: io: read/write on closed pipe\n"},
 		{"a plan", canned{plan: plan("gps keep", "modem restart command", "lidar start", "ui stop")},
-			"reload", 0, "restart  modem  command\nstart    lidar\nstop     ui\n1 unchanged\n", ""},
+			"reload", 0, "~ modem  restart  command\n+ lidar  start\n- ui     remove\n1 unchanged\n", ""},
 		{"a plan alone", canned{plan: plan("gps keep", "modem live nice")},
-			"reload --dry-run", 0, "keep  gps\nlive  modem  nice\na dry run: nothing was changed\n", ""},
+			"reload --dry-run", 0, "~ modem  live  nice\n1 unchanged. Nothing done (dry run).\n", ""},
 		{"a plan as JSON", canned{}, "reload --dry-run --json", 0,
 			"{\n  \"v\": 1,\n  \"dry_run\": true,\n  \"plan\": [],\n  \"problems\": []\n}\n", ""},
 		{"an invalid configuration", canned{err: &control.Error{Text: "invalid configuration", Code: control.CodeUsage,
@@ -252,7 +290,7 @@ func TestVerbs(t *testing.T) {
 		{"among others it shows", canned{lines: []control.LogLine{{Client: "gps", Text: "x", Cut: true}, {Client: "ui", Text: "y"}}}, "logs", 0,
 			"gps | x …\nui | y\n", ""},
 		{"logs as JSON, a line each", canned{lines: []control.LogLine{line}}, "logs --json", 0,
-			`{"client":"gps","at":"2023-11-14T22:13:20.123Z","mono_s":0,"text":"fix \u001b[1m"}` + "\n", ""},
+			`{"client":"gps","run":0,"at":"2023-11-14T22:13:20.123Z","mono_s":0,"text":"fix \u001b[1m"}` + "\n", ""},
 		{"send", canned{}, "send gps hello", 0, "", ""},
 		{"text that would be changed on its way", canned{}, "send gps caf\xe9", 2, "", "zhxctl: send: the text is not UTF-8, and would not arrive as it is\n  -> --level accepted sends any bytes\n"},
 		{"versions", canned{status: board()}, "version", 0, "zhxctl devel\nzhxd 0.4.1\n", ""},
@@ -261,13 +299,13 @@ func TestVerbs(t *testing.T) {
 		{"status of a group without clients", canned{status: board()}, "status @none", 4, "",
 			"zhxctl: no such client: \"@none\"\n  -> the clients are: gps, camera, modem, ui, logger, @quiet, @none\n"},
 		{"status of one that runs", canned{status: board()}, "status gps", 0,
-			"NAME  STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT\ngps   running  412  3d 4h   0         7.3s of 9s  -\n", ""},
+			"  NAME  STATE    PID  UP  RESTARTS  CPU   MEM   WATCHDOG  LAST EXIT\n* gps   running  412  3d  0         1.2%  6.1M  7.3s/9s   -\n", ""},
 		{"status of one that does not", canned{status: board()}, "status gps logger", 3,
-			"NAME    STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT\n" +
-				"gps     running  412  3d 4h   0         7.3s of 9s  -\nlogger  stopped  -    -       0         off         stop 1d 0h ago\n", ""},
+			"  NAME    STATE    PID  UP  RESTARTS  CPU   MEM   WATCHDOG  LAST EXIT\n" +
+				"* gps     running  412  3d  0         1.2%  6.1M  7.3s/9s   -\n- logger  stopped  -    -   0         -     -     off       stop 1d ago\n", ""},
 		{"status of a group, one of which does not run", canned{status: board()}, "status @quiet", 3,
-			"NAME    STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT\n" +
-				"gps     running  412  3d 4h   0         7.3s of 9s  -\nlogger  stopped  -    -       0         off         stop 1d 0h ago\n", ""},
+			"  NAME    STATE    PID  UP  RESTARTS  CPU   MEM   WATCHDOG  LAST EXIT\n" +
+				"* gps     running  412  3d  0         1.2%  6.1M  7.3s/9s   -\n- logger  stopped  -    -   0         -     -     off       stop 1d ago\n", ""},
 		{"an end that goes on without the caller", canned{end: control.ShutdownReply{Accepted: true}}, "shutdown", 0,
 			"zhxd: accepted, it concerns the caller's own process tree\n", ""},
 	} {
@@ -277,11 +315,11 @@ func TestVerbs(t *testing.T) {
 		}
 	}
 	var b canned
-	if ask(t, &b, "logs", "-f", "-n", "7", "gps", "ui"); fmt.Sprint(b.asked) != "{[gps ui] 7 true}" {
+	if ask(t, &b, "logs", "-f", "-n", "7", "gps", "ui"); fmt.Sprint(b.asked) != "{[gps ui] 7 true  false}" {
 		t.Error("logs asked for", b.asked)
 	}
 	b.status = board()
-	if ask(t, &b, "logs", "@quiet", "modem", "gsp"); fmt.Sprint(b.asked) != "{[gps logger modem gsp] 50 false}" {
+	if ask(t, &b, "logs", "@quiet", "modem", "gsp"); fmt.Sprint(b.asked) != "{[gps logger modem gsp] 50 false  false}" {
 		t.Error("logs of a group asked for", b.asked)
 	}
 	if _, out, _ := ask(t, &b, "__complete", "restart", ""); out != "gps\ncamera\nmodem\nui\nlogger\n@quiet\n@none\n:4\n" {
@@ -310,11 +348,12 @@ func board() control.Status {
 	return control.Status{
 		Daemon: &control.DaemonStatus{Version: "0.4.1", PID: 400, Uptime: 273600, Config: "/etc/zhx/clients.toml", ConfigState: "ok"},
 		Clients: []control.ClientStatus{
-			{Name: "gps", State: "running", Ready: true, PID: new(412), Uptime: new(273600.0), Watchdog: &control.WatchdogStatus{Armed: true, Timeout: 9, Remaining: new(7.34)}},
-			{Name: "camera", State: "backoff", Restarts: 6, Next: new(24.0), LastExit: &control.ExitStatus{Reason: "exit", Code: new(127), Ago: 8},
+			{Name: "gps", State: "running", Ready: true, PID: new(412), Uptime: new(273600.0), Watchdog: &control.WatchdogStatus{Armed: true, Timeout: 9, Remaining: new(7.34)},
+				CPU: new(1.2), Memory: new(int64(6_400_000))},
+			{Name: "camera", State: "backoff", Restarts: 6, Next: new(24.0), LastExit: &control.ExitStatus{Reason: "exit", Code: new(127), Ago: 8, Said: new("no libv4l2 \x1b[1m")},
 				Watchdog: &control.WatchdogStatus{Timeout: 9}},
 			{Name: "modem", State: "failed", LastExit: &control.ExitStatus{Reason: "spawn", Detail: new("/usr/bin/modemd: no such file"), Ago: 100}},
-			{Name: "ui", State: "running", Ready: true, PID: new(977), Uptime: new(725.0), Restarts: 3,
+			{Name: "ui", State: "running", Ready: true, PID: new(977), Uptime: new(725.0), Restarts: 3, CPU: new(85.4), Memory: new(int64(43_000_000)),
 				LastExit: &control.ExitStatus{Reason: "signal", Signal: new("SIGSEGV"), Ago: 725}, Watchdog: &control.WatchdogStatus{Armed: true, Paused: true}},
 			{Name: "logger", State: "stopped", LastExit: &control.ExitStatus{Reason: "stop", Ago: 86400}},
 		},
@@ -328,26 +367,28 @@ func board() control.Status {
 
 func TestStatus(t *testing.T) {
 	b := &canned{status: board()}
-	const table = `NAME    STATE    PID  UPTIME  RESTARTS  WATCHDOG    LAST EXIT
-gps     running  412  3d 4h   0         7.3s of 9s  -
-camera  backoff  -    -       6         not armed   exit 127 8s ago
-modem   failed   -    -       0         off         spawn 1m 40s ago
-ui      running  977  12m 5s  3         paused      SIGSEGV 12m 5s ago
-logger  stopped  -    -       0         off         stop 1d 0h ago
+	const table = `  NAME    STATE    PID  UP   RESTARTS  CPU   MEM   WATCHDOG  LAST EXIT
+* gps     running  412  3d   0         1.2%  6.1M  7.3s/9s   -
+x camera  backoff  -    -    6         -     -     -         exit 127 8s ago
+x modem   failed   -    -    0         -     -     off       spawn 1m ago
+* ui      running  977  12m  3         85%   41M   paused    SIGSEGV 12m ago
+- logger  stopped  -    -    0         -     -     off       stop 1d ago
 
-camera: exit 127 8s ago, next start in 24s
+camera: exit 127 8s ago, next start in 24s; it said last: "no libv4l2 \x1b[1m"
   -> zhxctl why camera
 modem: spawn 1m 40s ago (/usr/bin/modemd: no such file), and is not started again
   -> zhxctl check; then zhxctl start modem
 ui: takes no messages; what is sent to it is dropped and counted
+  -> zhxctl peers
 gdb (pid 55): is connected, and was not started by zhxd
 `
-	const head = "zhxd 0.4.1  pid 400  up 3d 4h  5 clients  config "
+	const head = "zhxd 0.4.1  pid 400  up 3d 4h  config "
+	const clients = "5 clients: 2 running, 1 backoff, 1 failed, 1 stopped\n"
 	for _, tt := range []struct{ state, problem, want string }{
-		{"ok", "", head + "ok (/etc/zhx/clients.toml)\n\n" + table},
-		{"changed", "", head + "changed (/etc/zhx/clients.toml)\n" +
+		{"ok", "", head + "ok (/etc/zhx/clients.toml)\n" + clients + "\n" + table},
+		{"changed", "", head + "changed (/etc/zhx/clients.toml)\n" + clients +
 			"! /etc/zhx/clients.toml has changed and is not loaded yet\n  -> zhxctl reload\n\n" + table},
-		{"invalid", "c.toml:3: error: bad\nc.toml:4: error: worse", head + "invalid (/etc/zhx/clients.toml)\n" +
+		{"invalid", "c.toml:3: error: bad\nc.toml:4: error: worse", head + "invalid (/etc/zhx/clients.toml)\n" + clients +
 			"! /etc/zhx/clients.toml is invalid; what was loaded before stays in force\n" +
 			"!   c.toml:3: error: bad\n!   c.toml:4: error: worse\n  -> zhxctl check /etc/zhx/clients.toml\n\n" + table},
 	} {
@@ -371,28 +412,31 @@ func TestStatusOfOne(t *testing.T) {
 		c.Name, c.State, c.PID = "gps", "running", new(412)
 		return c
 	}
-	const head = "NAME  STATE               PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\n"
+	row := func(state, pid, dog, exit string) string {
+		width := max(5, len(state))
+		return fmt.Sprintf("  NAME  %-*s  PID  UP  RESTARTS  CPU  MEM  WATCHDOG  LAST EXIT\n", width, "STATE") +
+			fmt.Sprintf("%s gps   %-*s  %-3s  -   0         -    -    %-8s  %s\n", map[bool]string{true: "-", false: "~"}[state == "exited"], width, state, pid, dog, exit)
+	}
 	for _, tt := range []struct {
 		purpose string
 		client  control.ClientStatus
 		want    string
 	}{
-		{"not ready", running(control.ClientStatus{}), head + "gps   running, not ready  412  -       0         off       -\n"},
+		{"not ready", running(control.ClientStatus{}), row("not ready", "412", "off", "-") + "\ngps: runs, and is not ready yet\n  -> zhxctl why gps\n"},
 		{"all it says, whatever a terminal would make of it", running(control.ClientStatus{Ready: true, Phase: new("reloading"), Notice: new("fix \x1b[1m3D"),
 			Adopted: true, Log: &control.LogStatus{Cut: 1, FileDropped: 20}}),
-			"NAME  STATE               PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\n" +
-				"gps   running, reloading  412  -       0         off       -\n" +
+			row("reloading", "412", "off", "-") +
 				"  says: fix \\x1b[1m3D\n  adopted: an earlier zhxd started it\n" +
 				"  log: 20 lines could not be written to its file\n  log: 1 line too long for one, and kept in pieces\n"},
 		{"an exit code that is no failure needs no word", exited("gps", control.ExitStatus{Reason: "exit", Code: new(3), Success: true}),
-			"NAME  STATE   PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\ngps   exited  -    -       0         off       exit 3 0s ago\n"},
+			row("exited", "-", "off", "exit 3 0s ago")},
 		{"an end that nobody saw", exited("gps", control.ExitStatus{Reason: "unknown"}),
-			"NAME  STATE   PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\ngps   exited  -    -       0         off       unknown 0s ago\n" +
+			strings.Replace(row("exited", "-", "off", "unknown 0s ago"), "- gps", "x gps", 1) +
 				"\ngps: unknown 0s ago (zhxd was not its parent any more: the kernel did not tell)\n  -> zhxctl why gps\n"},
 		{"it waits", control.ClientStatus{Name: "gps", State: "waiting", WaitsFor: []string{"db", "net"}},
-			"NAME  STATE                PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\ngps   waiting for db, net  -    -       0         off       -\n"},
+			row("waiting", "-", "off", "-") + "\ngps: waiting for db, net\n"},
 		{"it waits for many", control.ClientStatus{Name: "gps", State: "waiting", WaitsFor: []string{"db", "net", "fs"}},
-			"NAME  STATE                      PID  UPTIME  RESTARTS  WATCHDOG  LAST EXIT\ngps   waiting for db and 2 more  -    -       0         off       -\n"},
+			row("waiting", "-", "off", "-") + "\ngps: waiting for db and 2 more\n"},
 	} {
 		b := &canned{status: control.Status{Daemon: &control.DaemonStatus{}, Clients: []control.ClientStatus{tt.client}}}
 		if _, out, _ := ask(t, b, "status", "gps"); out != tt.want {

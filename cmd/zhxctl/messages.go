@@ -15,11 +15,21 @@ import (
 
 func (a *app) logsCmd() *cobra.Command {
 	var q control.LogQuery
+	var stamps bool
 	cmd := a.asJSON(&cobra.Command{
-		Use:               "logs [NAME…|@GROUP…]",
-		Short:             "show what clients printed",
-		ValidArgsFunction: a.complete,
+		Use:   "logs [NAME…|@GROUP…]",
+		Short: "show what clients printed",
+		Long: `Show what clients printed, as far as zhxd keeps it in memory: of several clients with their names before each line.
+
+--previous shows the last run that has ended: of a client that runs the one before, of one that waits for its next start the one
+that failed.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
+			if q.Follow && q.Previous {
+				return control.Errorf(control.CodeUsage, cmd.CommandPath()+" --previous", "logs: nothing comes of a run that has ended: either -f or --previous")
+			}
+			if q.Since != "" && !cmd.Flags().Changed("lines") {
+				q.N = -1
+			}
 			limit := readLimit
 			if q.Follow {
 				limit = noLimit
@@ -32,7 +42,7 @@ func (a *app) logsCmd() *cobra.Command {
 					}
 					q.Names = members(st.Groups, names)
 				}
-				return zhxd.Logs(ctx, q, a.logLine(q))
+				return zhxd.Logs(ctx, q, a.logLine(q, stamps))
 			})
 			if q.Follow && cmd.Context().Err() != nil {
 				return nil // ctrl-C is how one stops following
@@ -42,13 +52,16 @@ func (a *app) logsCmd() *cobra.Command {
 	})
 	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with what comes")
 	cmd.Flags().IntVarP(&q.N, "lines", "n", 50, "the last `N` lines of each client; -1: all that zhxd has kept")
+	cmd.Flags().StringVar(&q.Since, "since", "", "none older than `10m`, or a time as 2026-01-31T12:00:00Z")
+	cmd.Flags().BoolVar(&q.Previous, "previous", false, "of the last run that has ended")
+	cmd.Flags().BoolVarP(&stamps, "timestamps", "t", false, "begin each line with its time (UTC)")
 	cmd.Flags().BoolVar(&a.raw, "raw", false, "do not escape control characters on a terminal")
 	return cmd
 }
 
 // logLine prints a line of an answer to q.
-func (a *app) logLine(q control.LogQuery) func(control.LogLine) error {
-	asJSON := json.NewEncoder(a.out)
+func (a *app) logLine(q control.LogQuery, stamps bool) func(control.LogLine) error {
+	asJSON, going := json.NewEncoder(a.out), false
 	asJSON.SetEscapeHTML(false)
 	return func(line control.LogLine) error {
 		if a.json {
@@ -66,6 +79,10 @@ func (a *app) logLine(q control.LogQuery) func(control.LogLine) error {
 		case !one:
 			prefix = line.Client + " | "
 		}
+		if stamps && !going {
+			prefix = line.At.UTC().Format("2006-01-02T15:04:05.000Z ") + prefix
+		}
+		going = end == ""
 		text := line.Text
 		if isTerminal(a.out.Writer) {
 			text = strings.TrimSuffix(text, "\r") // a child on a terminal of its own ends lines so

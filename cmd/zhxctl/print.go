@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode/utf8"
 
@@ -58,22 +58,52 @@ func (a *app) printJSON(v any) {
 
 // table writes rows in columns, and below each row its lines of below, if there are any, which are no part of the columns.
 func (a *app) table(rows [][]string, below ...[]string) {
-	var aligned strings.Builder
-	columns := tabwriter.NewWriter(&aligned, 0, 0, 2, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintln(columns, strings.TrimRight(strings.Join(row, "\t"), "\t"))
-	}
-	columns.Flush()
-	i := 0
-	for line := range strings.Lines(aligned.String()) {
-		fmt.Fprint(a.out, line)
+	widths, _ := measure(rows)
+	for i, row := range rows {
+		line := ""
+		for at, cell := range row {
+			line += cell + strings.Repeat(" ", widths[at]-columns(cell)+gap)
+		}
+		fmt.Fprintln(a.out, strings.TrimRight(line, " "))
 		if i < len(below) {
 			for _, text := range below[i] {
 				fmt.Fprintln(a.out, text)
 			}
 		}
-		i++
 	}
+}
+
+// gap is between two columns.
+const gap = 2
+
+// measure is how wide each column of a table is, and all of them.
+func measure(rows [][]string) (widths []int, total int) {
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			total -= widths[i]
+			widths[i] = max(widths[i], columns(cell))
+			total += widths[i]
+		}
+	}
+	return widths, total + gap*(len(widths)-1)
+}
+
+// fit leaves out columns that a terminal is too narrow for: those with these headings, one after the other.
+func (a *app) fit(rows [][]string, spare ...string) [][]string {
+	limit := a.width()
+	for _, heading := range spare {
+		if _, total := measure(rows); limit == 0 || total <= limit {
+			break
+		}
+		at := slices.Index(rows[0], heading)
+		for i, row := range rows {
+			rows[i] = slices.Delete(row, at, at+1)
+		}
+	}
+	return rows
 }
 
 // span is a duration for a person: two units at most.
@@ -91,6 +121,28 @@ func span(seconds float64) string {
 		return fmt.Sprintf("%dh %dm", d/time.Hour, d%time.Hour/time.Minute)
 	}
 	return fmt.Sprintf("%dd %dh", d/day, d%day/time.Hour)
+}
+
+// age is a duration in one unit, as tables have room for.
+func age(seconds float64) string {
+	text, _, _ := strings.Cut(span(max(seconds, 0)), " ")
+	if seconds < 10 {
+		return strconv.Itoa(int(seconds)) + "s"
+	}
+	return text
+}
+
+// size is a number of bytes for a person.
+func size(n int64) string {
+	const units = "BKMGT"
+	v, i := float64(n), 0
+	for ; v >= 1000 && i < len(units)-1; i++ {
+		v /= 1024
+	}
+	if i > 0 && v < 9.95 {
+		return fmt.Sprintf("%.1f%c", v, units[i])
+	}
+	return fmt.Sprintf("%.0f%c", v, units[i])
 }
 
 // count is a number with its word: "1 client", "2 clients".

@@ -15,9 +15,8 @@ import (
 
 func (a *app) statusCmd() *cobra.Command {
 	return a.asJSON(&cobra.Command{
-		Use:               "status [NAME…|@GROUP…]",
-		Short:             "show what runs, and what is wrong with what does not",
-		ValidArgsFunction: a.complete,
+		Use:   "status [NAME…|@GROUP…]",
+		Short: "show what runs, and what is wrong with what does not",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return a.status(ctx, zhxd, names) })
 		},
@@ -86,56 +85,50 @@ func members(groups []control.GroupStatus, typed []string) (names []string) {
 	return names
 }
 
-// complete offers what may be typed for NAME, as far as zhxd says it in time.
-func (a *app) complete(cmd *cobra.Command, _ []string, _ string) (names []string, _ cobra.ShellCompDirective) {
-	_ = a.ask(cmd.Context(), tabLimit, func(ctx context.Context, zhxd *control.Client) error {
-		st, err := zhxd.Status(ctx)
-		for _, c := range st.Clients {
-			names = append(names, c.Name)
-		}
-		for _, g := range st.Groups {
-			if strings.Contains(cmd.Use, "GROUP") {
-				names = append(names, g.Name)
-			}
-		}
-		return err
-	})
-	return names, cobra.ShellCompDirectiveNoFileComp
-}
-
 // show prints a status for a person. whole is false where only some of the clients are asked after.
 func (a *app) show(st control.Status, whole bool) {
 	if whole {
 		a.head(st)
 	}
-	rows := [][]string{{"NAME", "STATE", "PID", "UPTIME", "RESTARTS", "WATCHDOG", "LAST EXIT"}}
+	rows := [][]string{{"  NAME", "STATE", "PID", "UP", "RESTARTS", "CPU", "MEM", "WATCHDOG", "LAST EXIT"}}
 	var notes []string
+	note := func(text, next string) {
+		if notes = append(notes, a.wrap(a.clean(text), "  ")); next != "" {
+			notes = append(notes, "  -> "+a.paint(loud, next))
+		}
+	}
 	below := [][]string{nil} // each row
 	for _, c := range st.Clients {
-		rows = append(rows, row(c))
+		rows = append(rows, a.row(c))
 		if !whole {
 			below = append(below, a.asides(c))
 		}
 		if w := c.Watchdog; w != nil && w.Pause != nil {
-			notes = append(notes, a.clean(c.Name+": watchdog paused by "+*w.Pause), "  -> zhxctl watchdog resume "+c.Name)
+			note(c.Name+": watchdog paused by "+*w.Pause, "zhxctl watchdog resume "+c.Name)
 		}
 		if text, next := ailment(c); text != "" {
-			notes = append(notes, a.clean(c.Name+": "+text), "  -> "+next)
+			note(c.Name+": "+text, next)
 		}
 	}
 	for _, p := range st.Peers {
 		switch who := strings.Join(p.Names, ", "); {
 		case p.Stuck:
-			notes = append(notes, who+": takes no messages; what is sent to it is dropped and counted")
+			note(who+": takes no messages; what is sent to it is dropped and counted", "zhxctl peers")
 		case whole && !p.Managed && who != "":
 			if p.PID != nil {
 				who += fmt.Sprintf(" (pid %d)", *p.PID)
 			}
-			notes = append(notes, who+": is connected, and was not started by zhxd")
+			note(who+": is connected, and was not started by zhxd", "")
+		}
+	}
+	if _, total := measure(rows); a.width() > 0 && total > a.width() { // what can be said shorter
+		rows[0][4] = "RST"
+		for i, row := range rows {
+			rows[i][8] = strings.TrimSuffix(row[8], " ago")
 		}
 	}
 	if len(st.Clients) > 0 {
-		a.table(rows, below...)
+		a.table(a.fit(rows, "MEM", "CPU", "RST", "PID", "WATCHDOG"), below...)
 	}
 	if len(notes) > 0 {
 		fmt.Fprintf(a.out, "\n%s\n", strings.Join(notes, "\n"))
@@ -143,8 +136,23 @@ func (a *app) show(st control.Status, whole bool) {
 }
 
 func (a *app) head(st control.Status) {
-	d := st.Daemon
-	fmt.Fprintf(a.out, "zhxd %s  pid %d  up %s  %s  config %s (%s)\n", d.Version, d.PID, span(d.Uptime), count(len(st.Clients), "client"), d.ConfigState, d.Config)
+	d, n, of, config := st.Daemon, map[string]int{}, []string{}, good
+	for _, c := range st.Clients {
+		word := stateWord(c)
+		if n[word]++; n[word] == 1 {
+			of = append(of, word)
+		}
+	}
+	slices.SortStableFunc(of, func(x, y string) int { return n[y] - n[x] })
+	for i, word := range of {
+		of[i] = fmt.Sprintf("%d %s", n[word], word)
+	}
+	if d.ConfigState != "ok" {
+		config = bad
+	}
+	head := fmt.Sprintf("zhxd %s  pid %d  up %s  config %s (%s)", d.Version, d.PID, span(d.Uptime), a.paint(config, d.ConfigState), d.Config)
+	clients := strings.TrimSuffix(count(len(st.Clients), "client")+": "+strings.Join(of, ", "), ": ")
+	fmt.Fprintf(a.out, "%s\n%s\n", a.wrap(head, "  "), a.wrap(clients, "  "))
 	if w := d.Watchdog; w != nil {
 		a.showBoard(*w)
 	}
@@ -163,31 +171,88 @@ func (a *app) head(st control.Status) {
 	fmt.Fprintln(a.out)
 }
 
-func row(c control.ClientStatus) []string {
-	pid, uptime, dog, exit := "-", "-", "off", "-"
-	if c.PID != nil {
-		pid = strconv.Itoa(*c.PID)
+func (a *app) row(c control.ClientStatus) []string {
+	up, cpu, memory, exit, dog := "-", "-", "-", "-", dogText(c.Watchdog)
+	if c.PID == nil && c.Watchdog != nil && c.Watchdog.Pause == nil {
+		dog = "-"
 	}
 	if c.Uptime != nil {
-		uptime = span(*c.Uptime)
+		up = age(*c.Uptime)
 	}
-	switch w := c.Watchdog; {
-	case w == nil:
-	case w.PausedFor != nil:
-		dog = "paused for " + span(*w.PausedFor)
-	case w.Paused:
-		dog = "paused"
-	case w.Traced:
-		dog = "traced"
-	case w.Armed && w.Remaining != nil:
-		dog = span(*w.Remaining) + " of " + span(w.Timeout)
-	default:
-		dog = "not armed"
+	if c.CPU != nil {
+		cpu = strconv.FormatFloat(*c.CPU, 'f', -1, 64) + "%"
+		if *c.CPU >= 10 {
+			cpu = fmt.Sprintf("%.0f%%", *c.CPU)
+		}
+	}
+	if c.Memory != nil {
+		memory = size(*c.Memory)
 	}
 	if c.LastExit != nil {
-		exit = ending(c.LastExit) + " " + span(c.LastExit.Ago) + " ago"
+		exit = ending(c.LastExit) + " " + age(c.LastExit.Ago) + " ago"
 	}
-	return []string{c.Name, stateText(c.State, c.Ready, c.Phase, c.WaitsFor), pid, uptime, strconv.FormatInt(c.Restarts, 10), dog, exit}
+	mark, state := a.mark(c)
+	return []string{mark + " " + c.Name, state, number(c.PID), up, strconv.FormatInt(c.Restarts, 10), cpu, memory, dog, exit}
+}
+
+// number is one that may be missing.
+func number(n *int) string {
+	if n == nil {
+		return "-"
+	}
+	return strconv.Itoa(*n)
+}
+
+// mark tells well, not yet, not well and not running apart without colours, too.
+func (a *app) mark(c control.ClientStatus) (mark, state string) {
+	state = stateWord(c)
+	color := stateColor(state)
+	if state == "exited" && !well(c.LastExit) {
+		color = bad
+	}
+	mark = map[kind]string{good: "*", doubt: "~", bad: "x", faint: "-"}[color]
+	return a.paint(color, mark), a.paint(color, state)
+}
+
+// stateColor is that of a state, or of another thing that happens to a client.
+func stateColor(word string) kind {
+	switch word {
+	case "running", "ready":
+		return good
+	case "backoff", "failed", "unkillable", "lapse":
+		return bad
+	case "stopped", "exited", "asked", "reload":
+		return faint
+	}
+	return doubt
+}
+
+// dogText is how long the watchdog waits still, or why it does not.
+func dogText(w *control.WatchdogStatus) string {
+	switch {
+	case w == nil:
+		return "off"
+	case w.PausedFor != nil:
+		return "paused " + age(*w.PausedFor)
+	case w.Paused:
+		return "paused"
+	case w.Traced:
+		return "traced"
+	case w.Armed && w.Remaining != nil:
+		return span(*w.Remaining) + "/" + strings.TrimSuffix(span(w.Timeout), " 0s")
+	}
+	return "not armed"
+}
+
+// stateWord is a state in one or two words.
+func stateWord(c control.ClientStatus) string {
+	switch {
+	case c.State == "running" && c.Phase != nil:
+		return *c.Phase
+	case c.State == "running" && !c.Ready:
+		return "not ready"
+	}
+	return c.State
 }
 
 // stateText is a state, and what makes it less than it says.
@@ -233,20 +298,25 @@ func ending(e *control.ExitStatus) string {
 	return e.Reason
 }
 
+// well tells whether a run has ended as it may.
+func well(e *control.ExitStatus) bool { return e == nil || e.Success || e.Code != nil && *e.Code == 0 }
+
 // ailment says what is wrong with a client and what to type, or nothing.
 func ailment(c control.ClientStatus) (text, next string) {
-	e := c.LastExit
-	failed := e != nil && !e.Success && (e.Code == nil || *e.Code != 0)
-	if c.State == "unkillable" {
-		return "its process does not end, not even by SIGKILL: the kernel holds it", "look at /proc/" + row(c)[2] + "/stack and the kernel's log"
-	}
-	if c.State == "failed" && c.Why != nil {
+	e, why := c.LastExit, "zhxctl why "+c.Name
+	switch {
+	case c.State == "unkillable":
+		return "its process does not end, not even by SIGKILL: the kernel holds it", "look at /proc/" + number(c.PID) + "/stack and the kernel's log"
+	case c.State == "failed" && c.Why != nil:
 		return *c.Why, "zhxctl start " + c.Name + ", when that is mended"
-	}
-	if !failed || !slices.Contains([]string{"backoff", "failed", "exited"}, c.State) {
+	case c.State == "running" && !c.Ready && c.Phase == nil:
+		return "runs, and is not ready yet", why
+	case len(c.WaitsFor) > 0:
+		return stateText(c.State, c.Ready, c.Phase, c.WaitsFor), "" // they are told of as well
+	case well(e) || !slices.Contains([]string{"backoff", "failed", "exited"}, c.State):
 		return "", ""
 	}
-	text, next = ending(e)+" "+span(e.Ago)+" ago", "zhxctl why "+c.Name
+	text, next = ending(e)+" "+span(e.Ago)+" ago", why
 	if e.Reason == "spawn" {
 		next = "zhxctl check"
 	}
@@ -260,6 +330,9 @@ func ailment(c control.ClientStatus) (text, next string) {
 	}
 	if c.State == "failed" {
 		text, next = text+", and is not started again", next+"; then zhxctl start "+c.Name
+	}
+	if e.Said != nil {
+		text += fmt.Sprintf("; it said last: %q", *e.Said)
 	}
 	return text, next
 }

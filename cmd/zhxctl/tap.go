@@ -20,8 +20,7 @@ func (a *app) tapCmd() *cobra.Command {
 		Short: "show messages as they pass",
 		Long: `Show messages as they pass, of all kinds and protocols: those whose sender, receiver or topic PATTERN means, by default all. Each is
 shown with its size, what became of it and its first 512 bytes. What comes faster than it is read is not shown, but counted.`,
-		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: a.complete,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := a.ask(cmd.Context(), noLimit, func(ctx context.Context, zhxd *control.Client) error {
 				return zhxd.Tap(ctx, strings.Join(args, ""), a.count, a.showTap)
@@ -56,8 +55,7 @@ func (a *app) explainCmd() *cobra.Command {
 		Short: "show whether one may send to another, or publish and subscribe to a topic, and by which rule",
 		Long: `Show whether one may send to another, or publish and subscribe to a topic, and by which rule. What is not allowed is exit 6, as it
 would be to whoever tried it.`,
-		Args:              cobra.ExactArgs(2),
-		ValidArgsFunction: a.complete,
+		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
 				x, err := zhxd.Explain(ctx, args[0], args[1])

@@ -20,7 +20,6 @@ func (a *app) watchdogCmd() *cobra.Command {
 		Long: `Show the times between the feeds of each client's present run, how much of its timeout the slowest left, and hints.
 
 MISSES counts feeds that came after warn_after, by default half of the timeout; LAPSES counts deadlines that passed.`,
-		ValidArgsFunction: a.complete,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
 				st, err := zhxd.Status(ctx)
@@ -45,11 +44,10 @@ MISSES counts feeds that came after warn_after, by default half of the timeout; 
 func (a *app) pauseCmd() *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use:               "pause NAME|@GROUP DURATION",
-		Short:             "stop the watchdog's clock for a client, for a time such as 10m",
-		Long:              "Stop the watchdog's clock for a client. It goes on by itself after the time given, with a whole timeout.",
-		Args:              cobra.ExactArgs(2),
-		ValidArgsFunction: a.complete,
+		Use:   "pause NAME|@GROUP DURATION",
+		Short: "stop the watchdog's clock for a client, for a time such as 10m",
+		Long:  "Stop the watchdog's clock for a client. It goes on by itself after the time given, with a whole timeout.",
+		Args:  cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			length, err := time.ParseDuration(args[1])
 			if err != nil || length <= 0 || length > control.PauseMax {
@@ -76,7 +74,7 @@ func (a *app) showWatchdog(st control.Status) {
 			rows, below = append(rows, []string{c.Name, "off"}), append(below, nil)
 			continue
 		}
-		cells := []string{c.Name, row(c)[5], exact(w.Timeout), "-", "-", "-", "-", strconv.FormatInt(w.Misses, 10), strconv.FormatInt(w.Lapses, 10)}
+		cells := []string{c.Name, dogText(w), exact(w.Timeout), "-", "-", "-", "-", strconv.FormatInt(w.Misses, 10), strconv.FormatInt(w.Lapses, 10)}
 		if w.Remaining != nil && w.PausedFor == nil && !w.Traced {
 			cells[1] = exact(*w.Remaining)
 		}

@@ -18,13 +18,13 @@ func TestWatchdog(t *testing.T) {
 		{Name: "ui", State: "running", Watchdog: &control.WatchdogStatus{Armed: true, Timeout: 90, Remaining: new(90.0), Traced: true}},
 		{Name: "logger", State: "running"},
 	}}}
-	const want = `NAME    LEFT               TIMEOUT  MIN    MEAN  P99   MAX   MISSES  LAPSES
-gps     4.2s               5s       900ms  1s    3.1s  4.2s  3       1
+	const want = `NAME    LEFT       TIMEOUT  MIN    MEAN  P99   MAX   MISSES  LAPSES
+gps     4.2s       5s       900ms  1s    3.1s  4.2s  3       1
   too tight: slowest feed 4.2s of 5s
   was given 400ms more, since it waited for a processor
-modem   not armed          9s       -      -     -     -     0       0
-camera  paused for 1m 1s   9s       -      -     -     -     0       0
-ui      traced             1m 30s   -      -     -     -     0       0
+modem   not armed  9s       -      -     -     -     0       0
+camera  paused 1m  9s       -      -     -     -     0       0
+ui      traced     1m 30s   -      -     -     -     0       0
 logger  off
 `
 	if code, out, errOut := ask(t, b, "watchdog"); code != 0 || squeeze(out) != squeeze(want) || errOut != "" {
@@ -78,7 +78,7 @@ func TestBoard(t *testing.T) {
 	} {
 		b := &canned{status: control.Status{Daemon: &control.DaemonStatus{Version: "9", PID: 1, ConfigState: "ok", Config: "c", Watchdog: &row.board}}}
 		_, out, _ := ask(t, b, "status")
-		if _, after, _ := strings.Cut(out, "\n"); after != row.want+"\n" {
+		if _, after, _ := strings.Cut(out, "\n0 clients\n"); after != row.want+"\n" {
 			t.Errorf("%s:\n%s", row.purpose, out)
 		}
 	}

@@ -20,10 +20,9 @@ const notTold = "zhxd was not its parent any more: the kernel did not tell"
 
 func (a *app) whyCmd() *cobra.Command {
 	cmd := a.asJSON(&cobra.Command{
-		Use:               "why NAME",
-		Short:             "show what a client is doing, how its last runs ended and what they printed last",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.complete,
+		Use:   "why NAME",
+		Short: "show what a client is doing, how its last runs ended and what they printed last",
+		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
 				y, err := zhxd.Why(ctx, names[0])
