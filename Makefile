@@ -6,9 +6,11 @@ PREFIX   ?= /usr/local
 FUZZTIME ?= 60s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOBUILD   = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X zhx/daemon.Version=$(VERSION) -X main.version=$(VERSION)'
+# Not that of bin/, which may be for another machine.
+COMPLETION = GOOS= GOARCH= CGO_ENABLED=0 $(GO) run ./cmd/zhxctl completion
 PROGRAMS  = ./cmd/zhxd ./cmd/zhxctl ./cmd/zhx-demo
 
-.PHONY: help build run test check fuzz bench install cross clean
+.PHONY: help build run test check arm fuzz bench install cross clean
 .DEFAULT_GOAL := build
 
 help: ## list the targets
@@ -31,6 +33,10 @@ check: ## gofmt, vet, staticcheck and all tests under the race detector
 	$(GO) tool staticcheck ./...
 	$(GO) test -race ./...
 
+arm: ## test the bus as a 32-bit ARM program under qemu-user; what it does not emulate (sock_diag, execve) is left out
+	GOARCH=arm GOARM=7 $(GO) test -exec qemu-arm-static -skip 'NoDescriptors|SlowReader|Taken$$' ./ipc/wire ./ipc/broker
+	GOARCH=arm GOARM=7 $(GO) test -exec qemu-arm-static -run 'Conn|Packets|Addresses' ./ipc
+
 fuzz: ## fuzz packets, frames, the handshake, notifications and the configuration, FUZZTIME each (60s)
 	$(GO) test -run '^$$' -fuzz '^FuzzPacket$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/wire
 	$(GO) test -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./ipc/broker
@@ -46,6 +52,11 @@ bench: ## run the benchmarks
 install: build ## install into DESTDIR/PREFIX; /etc/zhx/clients.toml is kept if it exists
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/zhx
 	install -m 0755 bin/zhxd bin/zhxctl $(DESTDIR)$(PREFIX)/bin/
+	for page in 1 5 8; do install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man$$page etc/man/*.$$page || exit 1; done
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions zsh/site-functions fish/vendor_completions.d)
+	$(COMPLETION) bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/zhxctl
+	$(COMPLETION) zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_zhxctl
+	$(COMPLETION) fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/zhxctl.fish
 	test -e $(DESTDIR)/etc/zhx/clients.toml || install -m 0644 etc/clients.toml $(DESTDIR)/etc/zhx/clients.toml
 
 cross: ## static binaries for linux/arm (GOARM=7) and linux/arm64 into dist/

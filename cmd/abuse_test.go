@@ -137,7 +137,7 @@ func hold(tb testing.TB, argv ...string) (end func() string) {
 var abuses = []struct{ kind, proto, rate string }{
 	{"stuck", "1", "1000"},
 	{"slow", "2", "1000"},
-	{"flood", "2", "50000"},
+	{"flood", "2", "10000"},
 	{"vanish", "1", "500"},
 	{"vanish", "2", "500"},
 }
