@@ -245,18 +245,13 @@ func (x *box) judge(s Standing) {
 
 // refuse ends a mail, and tells its sender.
 func (x *box) refuse(m *mail, code uint8, back time.Duration) {
-	a := x.b.gate.Account(x.name)
-	switch {
-	case m.held:
+	if m.held {
 		x.b.count.expired.Add(1)
-		if a != nil {
+		if a := x.b.gate.Account(x.name); a != nil {
 			a.Expired.Add(1)
 		}
-	case a != nil:
-		a.Undeliverable.Add(1)
-		fallthrough
-	default:
-		x.b.count.undeliverable.Add(1)
+	} else {
+		x.b.undelivered(x.name, 1)
 	}
 	x.b.failed(m.session, m.id, code, x.name, back)
 }

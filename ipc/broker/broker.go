@@ -269,10 +269,7 @@ func (b *Broker) Send(target, source string, msg []byte) error {
 		b.log.Info("forwarded", "source", source, "target", target)
 		return nil
 	case code != wire.ErrStuck:
-		b.count.undeliverable.Add(1)
-		if a := b.gate.Account(target); a != nil {
-			a.Undeliverable.Add(1)
-		}
+		b.undelivered(target, 1)
 		if code == wire.ErrNoName {
 			return fmt.Errorf("send to %q: %w", target, ErrNoReceiver)
 		}

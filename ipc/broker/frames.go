@@ -4,7 +4,6 @@ package broker
 
 import (
 	"encoding/binary"
-	"io"
 
 	"zhx/ipc/wire"
 )
@@ -39,25 +38,11 @@ func (f *frames) drain(read func([]byte) (int, error), to frameSink) error {
 	if f.size <= readSize {
 		have = copy(buf[:], f.torn)
 	}
-	for {
-		n, err := read(buf[have:])
-		if n > 0 {
-			have += n
-			used, wrong := f.cut(buf[:have], to)
-			if wrong != nil {
-				return wrong
-			}
-			have = copy(buf[:], buf[used:have])
-		} else if err == nil {
-			err = io.EOF
-		}
-		if err != nil {
-			if f.size <= readSize {
-				f.keep(buf[:have], to)
-			}
-			return err
-		}
+	left, err := readAll(read, buf, have, func(b []byte) (int, error) { return f.cut(b, to) })
+	if f.size <= readSize {
+		f.keep(left, to)
 	}
+	return err
 }
 
 // keep holds on to a part of a frame that fits into the buffer.

@@ -44,30 +44,9 @@ func (n *frameNotes) limit() int            { return 3000 }
 
 func readFrames(stream, cuts []byte) (n frameNotes, end error) {
 	var f frames
-	for turn := 0; ; turn++ {
-		piece := stream
-		if len(cuts) > 0 {
-			piece = stream[:min(len(stream), 1+97*int(cuts[turn%len(cuts)]))]
-		}
-		stream = stream[len(piece):]
-		err := f.drain(func(b []byte) (int, error) {
-			if len(piece) == 0 && len(stream) == 0 {
-				return 0, nil
-			}
-			n := copy(b, piece)
-			if piece = piece[n:]; n == 0 {
-				return -1, unix.EAGAIN
-			}
-			if turn%2 == 0 && len(piece) == 0 && len(stream) > 0 {
-				return n, unix.EAGAIN
-			}
-			return n, nil
-		}, &n)
-		if err != unix.EAGAIN {
-			f.whole(&n)
-			return n, err
-		}
-	}
+	end = inPieces(stream, cuts, 97, func(read func([]byte) (int, error)) error { return f.drain(read, &n) })
+	f.whole(&n)
+	return n, end
 }
 
 // FuzzFrames: however a stream is torn and glued, its frames and what ends it are the same as in one piece, and no memory is

@@ -59,22 +59,18 @@ func msgNow(call uintptr, fd int, b []byte, oob unsafe.Pointer, room int, flags 
 	m := unix.Msghdr{Iov: &iov, Control: (*byte)(oob)}
 	m.SetIovlen(1)
 	m.SetControllen(room)
-	for {
-		n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&m)), flags|unix.MSG_DONTWAIT)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-		default:
-			return -1, errno
-		}
-	}
+	return callNow(call, fd, unsafe.Pointer(&m), flags|unix.MSG_DONTWAIT)
 }
 
-// ioNow returns -1 with an errno, never EINTR. b is not empty.
+// ioNow is for b that is not empty.
 func ioNow(call uintptr, fd int, b []byte) (int, error) {
+	return callNow(call, fd, unsafe.Pointer(&b[0]), uintptr(len(b)))
+}
+
+// callNow returns -1 with an errno, never EINTR.
+func callNow(call uintptr, fd int, p unsafe.Pointer, last uintptr) (int, error) {
 	for {
-		n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(p), last)
 		switch errno {
 		case 0:
 			return int(n), nil

@@ -84,7 +84,7 @@ func (q *queue) next(p *peer) ([]byte, *item) {
 		b := q.control
 		q.control = nil
 		q.load.Add(-int64(len(b)))
-		q.some.Store(len(q.items) > 0)
+		q.look()
 		return b, nil
 	}
 	if len(q.items) == 0 {
@@ -103,6 +103,9 @@ func (q *queue) next(p *peer) ([]byte, *item) {
 	return it.frame, it
 }
 
+// look sets some. It wants mu.
+func (q *queue) look() { q.some.Store(len(q.items) > 0 || len(q.control) > 0) }
+
 // remove wants mu.
 func (q *queue) remove(i int) {
 	it := q.items[i]
@@ -110,7 +113,7 @@ func (q *queue) remove(i int) {
 	if len(q.items) == 0 {
 		q.items = nil
 	}
-	q.some.Store(len(q.items) > 0 || len(q.control) > 0)
+	q.look()
 	switch {
 	case it.sub == nil:
 	case it.gap:
@@ -164,7 +167,7 @@ func (q *queue) add(mails []*item) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.items = append(q.items, mails...)
-	q.some.Store(len(q.items) > 0 || len(q.control) > 0)
+	q.look()
 }
 
 // recall takes the mails of a box back that were not begun.
@@ -178,7 +181,7 @@ func (q *queue) recall(of *box) (mails []*mail) {
 		}
 		return mine
 	})
-	q.some.Store(len(q.items) > 0 || len(q.control) > 0)
+	q.look()
 	return mails
 }
 

@@ -29,24 +29,28 @@ var buffers = sync.Pool{New: func() any { return new([readSize]byte) }}
 func (r *reader) drain(read func([]byte) (int, error), to sink) error {
 	buf := buffers.Get().(*[readSize]byte)
 	defer buffers.Put(buf)
-	have := copy(buf[:], r.torn)
-	for {
-		n, err := read(buf[have:])
-		if n > 0 {
+	left, err := readAll(read, buf, copy(buf[:], r.torn), func(b []byte) (int, error) { return cut(b, to) })
+	r.torn = append(r.torn[:0], left...)
+	return err
+}
+
+// readAll reads behind the have bytes that are in buf, and has cut tell each time how many are used up, until read fails or there
+// is nothing, and returns what is left over then; or until cut fails, and nothing more is to be done with the stream.
+func readAll(read func([]byte) (int, error), buf *[readSize]byte, have int, cut func([]byte) (int, error)) (left []byte, err error) {
+	for err == nil {
+		var n int
+		if n, err = read(buf[have:]); n > 0 {
 			have += n
-			used, wrong := cut(buf[:have], to)
+			used, wrong := cut(buf[:have])
 			if wrong != nil {
-				return wrong
+				return nil, wrong
 			}
 			have = copy(buf[:], buf[used:have])
 		} else if err == nil {
 			err = io.EOF
 		}
-		if err != nil {
-			r.torn = append(r.torn[:0], buf[:have]...)
-			return err
-		}
 	}
+	return buf[:have], err
 }
 
 // cut hands the whole packets in b to the sink and tells how many bytes they were. What follows them is checked at once,

@@ -28,16 +28,22 @@ func (n *notes) packet(b []byte) error {
 	return nil
 }
 
-// read cuts stream into pieces, by turns of the sizes in cuts, and reads it with pauses between them.
+// read is what a reader makes of a stream.
 func read(stream, cuts []byte) (got notes, end error) {
 	var r reader
+	end = inPieces(stream, cuts, 5, func(read func([]byte) (int, error)) error { return r.drain(read, &got) })
+	return got, end
+}
+
+// inPieces cuts stream into pieces, by turns of the sizes in cuts, of so many bytes each, and has it drained with pauses between them.
+func inPieces(stream, cuts []byte, unit int, drain func(read func([]byte) (int, error)) error) error {
 	for turn := 0; ; turn++ {
 		piece := stream
 		if len(cuts) > 0 {
-			piece = stream[:min(len(stream), 1+5*int(cuts[turn%len(cuts)]))]
+			piece = stream[:min(len(stream), 1+unit*int(cuts[turn%len(cuts)]))]
 		}
 		stream = stream[len(piece):]
-		err := r.drain(func(b []byte) (int, error) {
+		err := drain(func(b []byte) (int, error) {
 			if len(piece) == 0 && len(stream) == 0 {
 				return 0, nil
 			}
@@ -49,9 +55,9 @@ func read(stream, cuts []byte) (got notes, end error) {
 				return n, unix.EAGAIN // known to be the last for now
 			}
 			return n, nil
-		}, &got)
+		})
 		if err != unix.EAGAIN {
-			return got, err
+			return err
 		}
 	}
 }

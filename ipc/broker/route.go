@@ -239,11 +239,16 @@ func (m batch) source() string {
 	return string(wire.Source(m.b))
 }
 
-func (b *Broker) undeliverable(target, source string, code uint8, n int) {
+// undelivered counts messages that came to nothing, other than for a stuck receiver or after they were held.
+func (b *Broker) undelivered(target string, n int) {
 	b.count.undeliverable.Add(int64(n))
 	if a := b.gate.Account(target); a != nil {
 		a.Undeliverable.Add(int64(n))
 	}
+}
+
+func (b *Broker) undeliverable(target, source string, code uint8, n int) {
+	b.undelivered(target, n)
 	if kept, ok := b.quiet.pass(pairOf(source, target)); ok {
 		text := "no receiver"
 		if code == wire.ErrFull || code == wire.ErrTooBig {

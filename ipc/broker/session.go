@@ -114,15 +114,26 @@ func (s *sessions) at(id uint64) *peer {
 	return nil
 }
 
+// outcome is what is kept of a message to be handled; nil: nothing. sessions.mu is held.
+func (t *party) outcome(id uint64) *outcome {
+	if id > t.high {
+		return nil
+	}
+	for i := range t.ring {
+		if t.ring[i].id == id {
+			return &t.ring[i]
+		}
+	}
+	return nil
+}
+
 // fresh notes a message that is to be handled; was: it has been sent before, and that is what became of it.
 func (s *sessions) fresh(t *party, id uint64, to string) (was outcome, again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if id <= t.high {
-		for _, o := range t.ring {
-			if o.id == id {
-				return o, true
-			}
+		if o := t.outcome(id); o != nil {
+			return *o, true
 		}
 		return outcome{id: id, end: refused, code: wire.ErrBad}, true
 	}
@@ -146,11 +157,9 @@ func (s *sessions) fresh(t *party, id uint64, to string) (was outcome, again boo
 func (s *sessions) sentTo(session, id uint64) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t := s.all[session]; t != nil && id <= t.high {
-		for i := range t.ring {
-			if t.ring[i].id == id {
-				return t.ring[i].to
-			}
+	if t := s.all[session]; t != nil {
+		if o := t.outcome(id); o != nil {
+			return o.to
 		}
 	}
 	return ""
@@ -165,12 +174,8 @@ func (s *sessions) ended(session, id uint64, end, code uint8) *peer {
 		return nil
 	}
 	t.deaf = t.deaf || t.peer == nil && end == handled
-	if id <= t.high {
-		for i := range t.ring {
-			if t.ring[i].id == id {
-				t.ring[i].end, t.ring[i].code = end, code
-			}
-		}
+	if o := t.outcome(id); o != nil {
+		o.end, o.code = end, code
 	}
 	return t.peer
 }

@@ -216,13 +216,11 @@ func (p *peer) paid(session, id uint64) bool {
 
 // answer tells the client of its own frame: an ACK, or for a code an ERROR.
 func (v *two) answer(frame []byte, code uint8, text string) {
-	id, to := wire.FrameID(frame), string(wire.FrameTo(frame))
 	if code != 0 {
-		v.p.b.sessions.ended(v.party.id, id, refused, code)
-		v.p.say(errorFrame(v.party.id, id, code, to, 0, text))
+		v.refuse(batch{b: frame, n: 1, frames: true}, code, 0, text)
 		return
 	}
-	v.p.say(&wire.Frame{Type: wire.TypeAck, Code: wire.LevelAccepted, Session: v.party.id, ID: id})
+	v.p.say(&wire.Frame{Type: wire.TypeAck, Code: wire.LevelAccepted, Session: v.party.id, ID: wire.FrameID(frame)})
 }
 
 // run carries messages that ask for nothing but are told of errors.
@@ -320,7 +318,7 @@ func (v *two) toBeHandled(m batch, from *claim, target []byte) (rest batch, code
 	return m.skip(1), waits, 0
 }
 
-// refuse tells the sender of messages that came to nothing.
+// refuse tells the sender of frames that came to nothing.
 func (v *two) refuse(m batch, code uint8, back time.Duration, text string) {
 	for ; m.n > 0; m = m.skip(1) {
 		id := wire.FrameID(m.b)
