@@ -21,24 +21,10 @@ func (a *app) eventsCmd() *cobra.Command {
 
 zhxd keeps the last 256 events of all clients, and not beyond its own end.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			limit := readLimit
-			if q.Follow {
-				limit = noLimit
-			}
-			err := a.ask(cmd.Context(), limit, func(ctx context.Context, zhxd *control.Client) error {
-				if len(names) > 0 {
-					st, err := zhxd.Status(ctx)
-					if err != nil {
-						return err
-					}
-					q.Names = members(st.Groups, names)
-				}
+			return a.follow(cmd.Context(), q.Follow, names, func(ctx context.Context, zhxd *control.Client, names []string) error {
+				q.Names = names
 				return zhxd.Events(ctx, q, a.showEvent)
 			})
-			if q.Follow && cmd.Context().Err() != nil {
-				return nil // ctrl-C is how one stops following
-			}
-			return err
 		},
 	})
 	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with what comes")

@@ -30,24 +30,10 @@ that failed.`,
 			if q.Since != "" && !cmd.Flags().Changed("lines") {
 				q.N = -1
 			}
-			limit := readLimit
-			if q.Follow {
-				limit = noLimit
-			}
-			err := a.ask(cmd.Context(), limit, func(ctx context.Context, zhxd *control.Client) error {
-				if len(names) > 0 {
-					st, err := zhxd.Status(ctx)
-					if err != nil {
-						return err
-					}
-					q.Names = members(st.Groups, names)
-				}
+			return a.follow(cmd.Context(), q.Follow, names, func(ctx context.Context, zhxd *control.Client, names []string) error {
+				q.Names = names
 				return zhxd.Logs(ctx, q, a.logLine(q, stamps))
 			})
-			if q.Follow && cmd.Context().Err() != nil {
-				return nil // ctrl-C is how one stops following
-			}
-			return err
 		},
 	})
 	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with what comes")
@@ -57,6 +43,28 @@ that failed.`,
 	cmd.Flags().BoolVarP(&stamps, "timestamps", "t", false, "begin each line with its time (UTC)")
 	cmd.Flags().BoolVar(&a.raw, "raw", false, "do not escape control characters on a terminal")
 	return cmd
+}
+
+// follow lets do print what is kept of clients, given by their own names (none: of all), and with on what comes, until ctrl-C.
+func (a *app) follow(ctx context.Context, on bool, names []string, do func(context.Context, *control.Client, []string) error) error {
+	limit := readLimit
+	if on {
+		limit = noLimit
+	}
+	err := a.ask(ctx, limit, func(ctx context.Context, zhxd *control.Client) error {
+		if len(names) > 0 {
+			st, err := zhxd.Status(ctx)
+			if err != nil {
+				return err
+			}
+			names = members(st.Groups, names)
+		}
+		return do(ctx, zhxd, names)
+	})
+	if on && ctx.Err() != nil {
+		return nil // that is how one stops
+	}
+	return err
 }
 
 // logLine prints a line of an answer to q.

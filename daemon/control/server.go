@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -298,12 +299,9 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	args := r.URL.Query()
 	q := EventQuery{Names: args["name"], N: -1}
 	q.Follow, _ = strconv.ParseBool(args.Get("follow"))
-	if text := args.Get("n"); text != "" {
-		var err error
-		if q.N, err = strconv.Atoi(text); err != nil || q.N < -1 {
-			refuse(w, Errorf(CodeUsage, "", "events: n=%q is not a number of events", text))
-			return
-		}
+	if err := howMany(args, "n", -1, &q.N, "events", "events"); err != nil {
+		refuse(w, err)
+		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
@@ -322,12 +320,9 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	args, n := r.URL.Query(), 0
-	if text := args.Get("count"); text != "" {
-		var err error
-		if n, err = strconv.Atoi(text); err != nil || n < 0 {
-			refuse(w, Errorf(CodeUsage, "", "tap: count=%q is not a number of messages", text))
-			return
-		}
+	if err := howMany(args, "count", 0, &n, "tap", "messages"); err != nil {
+		refuse(w, err)
+		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
@@ -343,6 +338,18 @@ func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// howMany reads a number of things, at least least, if there is one.
+func howMany(args url.Values, key string, least int, n *int, verb, things string) (err error) {
+	text := args.Get(key)
+	if text == "" {
+		return nil
+	}
+	if *n, err = strconv.Atoi(text); err != nil || *n < least {
+		return Errorf(CodeUsage, "", "%s: %s=%q is not a number of %s", verb, key, text, things)
+	}
+	return nil
+}
+
 // logs streams until the lines end or the reader goes, or takes nothing for the write limit.
 func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	args := r.URL.Query()
@@ -352,11 +359,9 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	if n := args.Get("n"); n != "" {
-		if q.N, err = strconv.Atoi(n); err != nil || q.N < -1 {
-			refuse(w, Errorf(CodeUsage, "", "logs: n=%q is not a number of lines", n))
-			return
-		}
+	if err := howMany(args, "n", -1, &q.N, "logs", "lines"); err != nil {
+		refuse(w, err)
+		return
 	}
 	for key, wish := range map[string]*bool{"follow": &q.Follow, "previous": &q.Previous} {
 		if f := args.Get(key); f != "" {
