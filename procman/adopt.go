@@ -37,7 +37,7 @@ func (h *system) adopt(s *Spec, r *record, in inlet) (life, adopted, error) {
 		h.o.Log.Error("record not written", "client", h.name, "run", r.Run, "err", err, "next", "the record of the last zhxd holds on")
 	}
 	h.o.Events.Began(h.name, r.Run, l.Tree)
-	h.listen(l, in)
+	h.unheard(l, h.listen(l, in))
 	l.pump = func() { h.pump(l, in.ring) }
 	return l, adopted{registered: r.Registered, armed: r.Armed, ready: r.Ready, uptime: r.uptime(), sameSpec: r.Sum == restartSum(*s)}, nil
 }

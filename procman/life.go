@@ -80,14 +80,17 @@ func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 		}
 	}()
 	if err := h.save(*r); err != nil {
-		return nil, err
+		return nil, errOurs{err}
 	}
 	childEnd, err := l.output(s, &c)
 	if err != nil {
-		return nil, fmt.Errorf("make its output: %w", err)
+		return nil, errOurs{fmt.Errorf("make its output: %w", err)}
 	}
 	defer childEnd.Close()
-	h.listen(l, in)
+	if err = h.listen(l, in); proc.Shortage(err) {
+		return nil, err
+	}
+	h.unheard(l, err)
 	if l.socket != nil {
 		c.Env = append(c.Env, "NOTIFY_SOCKET="+l.socket.Path())
 	}
@@ -135,12 +138,18 @@ func (h *system) pump(l *run, ring *logs.Ring) {
 	})
 }
 
-// listen opens the run's notify socket. A run can do without: it only is not heard then.
-func (h *system) listen(l *run, in inlet) {
-	var err error
+// errOurs is an error that has nothing to do with the client: a run directory that is full or gone.
+type errOurs struct{ error }
+
+func (e errOurs) Unwrap() error { return e.error }
+
+// short tells whether a start failed for what the board, or zhxd, lacks.
+func short(err error) bool { return proc.Shortage(err) || errors.As(err, new(errOurs)) }
+
+// listen opens the run's notify socket.
+func (h *system) listen(l *run, in inlet) (err error) {
 	if l.socket, err = notify.Listen(filepath.Join(h.o.Notify, fmt.Sprintf("%s.%d", h.name, l.Run)), l.UID); err != nil {
-		h.o.Log.Error("no notify socket", "client", h.name, "run", l.Run, "err", err, "next", "what it says by sd_notify is not heard")
-		return
+		return err
 	}
 	in.serve(func() {
 		err := l.socket.Serve(h.judge(l, in))
@@ -148,6 +157,14 @@ func (h *system) listen(l *run, in inlet) {
 			h.o.Log.Error("notify socket failed", "client", h.name, "run", l.Run, "err", err, "next", "what it says by sd_notify is not heard")
 		}
 	})
+	return nil
+}
+
+// unheard: a run can do without a notify socket.
+func (h *system) unheard(l *run, err error) {
+	if err != nil {
+		h.o.Log.Error("no notify socket", "client", h.name, "run", l.Run, "err", err, "next", "what it says by sd_notify is not heard")
+	}
 }
 
 // judge lets those be heard who may speak for the run.

@@ -54,6 +54,10 @@ const (
 	ExtendMax = time.Hour        // more time than this is not given at a time, whatever EXTEND_TIMEOUT_USEC asks for
 	HookWait  = 30 * time.Second // for on_failure; then it is killed
 
+	// A start for which the board had no descriptors, memory, processes or room is tried again after this, and does not count: its
+	// client has done nothing. The same shortage is told once.
+	shortDelay = time.Second
+
 	coreLook = 100 * time.Millisecond // between two looks at whether the kernel writes the core still: there is no event for it
 	coreMax  = time.Minute            // SIGKILL waits so long for a core; then the core is cut off
 	coreEnd  = time.Second            // and so long, when the core is written, for what the kernel does next: to end the process

@@ -55,6 +55,7 @@ type life interface {
 	look() kind                    // evFrozen, evThawed or evStuck, now
 	poke(sig syscall.Signal) error // to the leader alone
 	dumping() bool                 // the kernel writes the leader's core, now
+	OutOfMemory() bool             // the kernel has killed the leader for that
 	members() string               // for people
 	finish()                       // after it is empty: drains the output
 	forget()                       // then: reaps, and removes what need not be gone before the successor lives
@@ -110,6 +111,8 @@ type program struct {
 	after    <-chan error  // the first spawn waits for this: the order of the file; nil: for nothing
 	blocked  bool          // by nothing but its dependencies
 	throttle time.Duration // how long the restart under way has to wait for its turn on the board; 0 is not
+	short    bool          // the last try to start it failed for a shortage of the board's,
+	same     bool          // the same one as before
 	waiters  []waiter
 }
 
@@ -283,7 +286,11 @@ func (p *program) handle(e event) {
 		if p.m.state == Running {
 			p.text = "" // it was spared
 		}
-		e = event{kind: p.do(a), d: p.throttle}
+		ended, certificate := e.kind == evEnded, p.last
+		e = event{kind: p.do(a), d: p.throttle, short: p.short}
+		if ended { // behind the start of its successor, since a line takes a tenth of a restart
+			certificate.log(p.log)
+		}
 	}
 	p.timer.Stop()
 	if p.m.deadline != 0 {
@@ -411,8 +418,10 @@ func (p *program) cleared(err error) {
 	case errors.Is(err, context.Canceled):
 		p.handle(event{kind: evCancelled})
 	default:
-		p.text = err.Error()
-		p.handle(event{kind: evBlocked})
+		was := p.text
+		p.text, p.short = err.Error(), short(err)
+		p.same = p.short && p.text == was
+		p.handle(event{kind: evBlocked, short: p.short})
 	}
 }
 
@@ -427,9 +436,11 @@ func (p *program) spawn() kind {
 	p.rec.Run, p.rec.Exited, p.since = p.m.run, false, time.Now()
 	p.ring.Begin(p.m.run)
 	l, err := p.host.spawn(p.m.rules, &p.rec, p.inlet())
+	p.short = err != nil && short(err)
 	if err != nil {
 		var errno syscall.Errno
 		errors.As(err, &errno)
+		p.same = p.short && p.last != nil && p.last.Reason == BySpawn && p.last.Code == int(errno)
 		p.text, p.since = err.Error(), time.Time{}
 		p.last = &LastExit{Run: p.m.run, Reason: BySpawn, Code: int(errno), At: time.Now(), Text: p.text}
 		p.events.Ended(p.name, p.m.run, *p.last)
@@ -484,6 +495,9 @@ func (p *program) ended() {
 		if line.At.After(p.since) {
 			last.Lines = append(last.Lines, line.Text)
 		}
+	}
+	if last.Reason == BySignal && last.Signal == "SIGKILL" && last.Text == "" && l.OutOfMemory() {
+		last.Text = "out of memory: the kernel has killed it"
 	}
 	last.Success = last.Reason == ByExit && p.success(last.Code)
 	ok := last.Success

@@ -193,6 +193,8 @@ func (l *fakeLife) poke(sig syscall.Signal) error {
 	return nil
 }
 
+func (l *fakeLife) OutOfMemory() bool { return false }
+
 func (l *fakeLife) dumping() bool {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()

@@ -130,6 +130,17 @@ func (h *system) save(r record) error {
 	return nil
 }
 
+// Save writes all records anew: their directory was removed.
+func (s *Set) Save() {
+	for _, st := range s.Status() {
+		s.note(st.Name, saveMsg{})
+	}
+}
+
+type saveMsg struct{}
+
+func (saveMsg) on(p *program) { p.save() }
+
 // files lists what a directory has of such names. (filepath.Glob would read the directory's own name as a pattern.)
 func files(dir, prefix, suffix string, kind fs.FileMode) (paths []string) {
 	entries, _ := os.ReadDir(dir)

@@ -20,14 +20,17 @@ func (p *program) report(was machine, e event) {
 		log.Info("ready", "pid", p.life.pid(), "after", (p.m.readyAt - p.m.began).Round(time.Millisecond))
 	case e.kind == evThrottled:
 		log.Info("restart put off", "why", "too many restarts on the board at once", "next", p.outlook())
+	case e.kind == evSpawnFailed && e.short && p.same: // told already; the certificate of the first would push out those of real deaths
+		p.deaths = p.deaths[:max(0, len(p.deaths)-1)]
+		p.bury()
 	case e.kind == evSpawnFailed:
 		p.bury()
 		log.Warn("spawn failed", "err", p.text, "next", p.outlook())
+	case e.kind == evBlocked && e.short && p.same:
 	case e.kind == evBlocked && state == Failed:
 		log.Error("not started", "err", p.text, "next", p.outlook())
 	case e.kind == evEnded:
-		p.bury()
-		p.log.LogAttrs(context.Background(), gravity[p.last.Reason], texts[p.last.Reason], p.last.attrs(p.outlook())...)
+		p.bury() // its line is logged when the action is done
 	case e.kind == evExited && p.m.killed && !was.killed:
 		log.Warn("left processes behind", "processes", p.life.members(), "next", "they are killed")
 	case e.kind == evFrozen && was.frozen == 0 && p.m.deadline != 0:
@@ -72,7 +75,7 @@ func (p *program) bury() {
 	p.deaths = append(slices.Clone(p.deaths[max(0, len(p.deaths)+1-deathsMax):]), *p.last)
 }
 
-func (l *LastExit) attrs(next string) []slog.Attr {
+func (l *LastExit) log(log *slog.Logger) {
 	as := []slog.Attr{slog.Uint64("run", l.Run), slog.Int("pid", l.PID)}
 	if l.Signal == "" {
 		as = append(as, slog.Int("code", l.Code))
@@ -85,7 +88,8 @@ func (l *LastExit) attrs(next string) []slog.Attr {
 	if l.Text != "" {
 		as = append(as, slog.String("why", l.Text))
 	}
-	return append(as, slog.Duration("lived", l.Lived.Round(time.Millisecond)), slog.String("next", next))
+	as = append(as, slog.Duration("lived", l.Lived.Round(time.Millisecond)), slog.String("next", l.Next))
+	log.LogAttrs(context.Background(), gravity[l.Reason], texts[l.Reason], as...)
 }
 
 // outlook says what happens to the client next, as the machine stands.

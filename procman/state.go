@@ -57,6 +57,7 @@ type event struct {
 	run     uint64        // evExpired, evRegistered, evReady, evExtend, evAdopted: whom it is about
 	ok      bool          // evEnded, evAdopted
 	unknown bool          // evEnded: nobody knows how
+	short   bool          // evSpawnFailed, evBlocked: the board had too little of something, which is not the client's doing
 	owes    bool          // evAdopted: it had registered and has to come back
 	hurry   bool          // evStop
 	unmet   bool          // a client that this one depends on is not ready
@@ -192,6 +193,8 @@ func (m machine) waiting(e event) (machine, action) {
 		switch {
 		case !m.want:
 			return m.to(Stopped, 0, doNothing)
+		case e.kind == evBlocked && e.short:
+			return m.to(Failed, e.now+shortDelay, doNothing)
 		case e.kind == evBlocked:
 			return m.to(Failed, e.now+m.rules.RestartDelayMax, doNothing)
 		}
@@ -220,8 +223,13 @@ func (m machine) starting(e event) (machine, action) {
 		}
 		return m.judge(e), doNothing
 	case evSpawnFailed:
-		m.counted()
 		m.lived = 0
+		switch {
+		case e.short && m.want: // neither a restart nor a failure of the client
+			m.admitted = false
+			return m.to(Backoff, e.now+shortDelay-time.Duration(e.roll*float64(shortDelay)/5), doNothing)
+		}
+		m.counted()
 		switch {
 		case !m.want:
 			return m.to(Stopped, 0, doNothing)

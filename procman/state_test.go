@@ -95,6 +95,8 @@ func TestStepDetails(t *testing.T) {
 		{"the delay doubles", with(func(m *machine) { m.unstable = 3 }), []event{{kind: evEnded, now: 2 * s}}, Backoff, doNothing, 2*s + 800*time.Millisecond},
 		{"up to its limit, for ever", with(func(m *machine) { m.unstable = 1 << 30 }), []event{{kind: evEnded, now: 2 * s}}, Backoff, doNothing, 3 * s},
 		{"a failed spawn backs off too", with(func(m *machine) { m.state, m.unstable = Starting, 1 }), []event{{kind: evSpawnFailed, now: s}}, Backoff, doNothing, s + 200*time.Millisecond},
+		{"nothing is counted of one that failed for a shortage", with(func(m *machine) { m.state, m.unstable, m.rules.Restart = Starting, 5, Never }), []event{{kind: evSpawnFailed, short: true, now: s}}, Backoff, doNothing, s + shortDelay},
+		{"nor is one that is in the way for a shortage", with(func(m *machine) { m.state, m.want = Waiting, true }), []event{{kind: evBlocked, short: true, now: s}}, Failed, doNothing, s + shortDelay},
 		{"a failed spawn, never again", with(func(m *machine) { m.state = Starting; m.rules.Restart = Never }), []event{{kind: evSpawnFailed, now: s}}, Failed, doNothing, 0},
 		{"restart = never", with(func(m *machine) { m.rules.Restart = Never }), []event{{kind: evEnded, now: 9 * s}}, Exited, doNothing, 0},
 		{"on-failure, success", with(func(m *machine) { m.rules.Restart = OnFailure }), []event{{kind: evEnded, now: 9 * s, ok: true}}, Exited, doNothing, 0},

@@ -86,14 +86,9 @@ func (t *Tree) Lead(id ID) (*Child, error) {
 // hold opens a pidfd, where there are any, of a process that lives and has that start time. Without a free descriptor it is
 // nil, and the process is looked at instead.
 func (k *Kernel) hold(id ID) (pidfd *os.File, s Stat, err error) {
-	if k.pidfd {
-		switch fd, err := unix.PidfdOpen(id.PID, 0); err {
-		case nil:
-			unix.SetNonblock(fd, true)
-			pidfd = os.NewFile(uintptr(fd), "pidfd")
-		case unix.ESRCH, unix.EINVAL: // EINVAL: a thread's number
-			return nil, s, ErrGone
-		}
+	pidfd, err = k.openPidfd(id.PID)
+	if err == unix.ESRCH || err == unix.EINVAL { // EINVAL: a thread's number
+		return nil, s, ErrGone
 	}
 	// Read after the pidfd was opened: if the start time fits, the descriptor is of this process or of a dead one.
 	switch s, err = ReadStat(id.PID); {

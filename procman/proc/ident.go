@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -63,7 +64,7 @@ func ReadStat(pid int) (Stat, error) {
 	}
 	s, ok := parseStat(buf[:n])
 	if !ok {
-		return Stat{}, fmt.Errorf("process %d: unreadable stat %q", pid, buf[:n])
+		return Stat{}, fmt.Errorf("process %d: unreadable stat %q", pid, string(buf[:n]))
 	}
 	s.UID = int(owner.Uid)
 	return s, nil
@@ -78,21 +79,22 @@ func parseStat(b []byte) (s Stat, ok bool) {
 		return s, false
 	}
 	s.PID, s.Comm, s.State = int(number(b[:open-1])), string(b[open+1:end]), b[end+2]
-	fields := bytes.Fields(b[end+3:])
-	if len(fields) < 19 {
+	var field [52]int64 // as proc(5) counts
+	n := 4
+	for f := range bytes.FieldsSeq(b[end+3:]) {
+		if n < len(field) {
+			field[n] = number(f)
+			n++
+		}
+	}
+	if n <= 22 {
 		return s, false
 	}
-	field := func(n int) int64 { // as proc(5) counts
-		if n -= 4; n < len(fields) {
-			return number(fields[n])
-		}
-		return 0
-	}
-	s.PPID, s.PGID, s.SID, s.TTY = int(field(4)), int(field(5)), int(field(6)), int(field(7))
-	s.Threads, s.Start = int(field(20)), uint64(field(22))
-	s.forked, s.dumps = field(9)&forkNoExec != 0, field(9)&dumpCore != 0
+	s.PPID, s.PGID, s.SID, s.TTY = int(field[4]), int(field[5]), int(field[6]), int(field[7])
+	s.Threads, s.Start = int(field[20]), uint64(field[22])
+	s.forked, s.dumps = field[9]&forkNoExec != 0, field[9]&dumpCore != 0
 	// Where the environment lies; 0 inside exec, in a process that is ending, and where we may not look.
-	s.noEnviron = field(50) != 0 && field(50) == field(51)
+	s.noEnviron = field[50] != 0 && field[50] == field[51]
 	return s, true
 }
 
@@ -167,14 +169,56 @@ func allPids() ([]int, error) {
 	return pids(dir)
 }
 
-// stats reads the stat of every process. One that ends meanwhile is left out; one whose parent was gone before it could be
-// read is read again, since it has a new parent.
+// A scan is one reading of all processes, for everybody who asked before it began: a thousand clients that are stopped at once would
+// read a million files else.
+type scan struct {
+	done chan struct{}
+	all  map[int]Stat
+	err  error
+}
+
+var scans struct {
+	reading sync.Mutex // one at a time
+
+	mu   sync.Mutex // guards next
+	next *scan      // that has not begun; nil: none
+}
+
+// stats reads the stat of every process, by readStats, after it is called. The map is shared: it is not to be written to.
 func stats() (map[int]Stat, error) {
+	scans.mu.Lock()
+	s := scans.next
+	first := s == nil
+	if first {
+		s = &scan{done: make(chan struct{})}
+		scans.next = s
+	}
+	scans.mu.Unlock()
+	if !first {
+		<-s.done
+		return s.all, s.err
+	}
+	scans.reading.Lock()
+	scans.mu.Lock()
+	scans.next = nil
+	scans.mu.Unlock()
+	s.all, s.err = readStats()
+	scans.reading.Unlock()
+	close(s.done)
+	return s.all, s.err
+}
+
+// readStats reads the stat of every process. One that ends meanwhile is left out; one whose parent was gone before it could be
+// read is read again, since it has a new parent.
+func readStats() (map[int]Stat, error) {
 	list, err := allPids()
 	all := make(map[int]Stat, len(list))
 	for _, pid := range list {
-		if s, err := ReadStat(pid); err == nil {
+		s, unread := ReadStat(pid)
+		if unread == nil {
 			all[pid] = s
+		} else if Shortage(unread) { // it may live
+			err = unread
 		}
 	}
 	for pid, s := range all {

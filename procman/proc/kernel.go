@@ -25,6 +25,7 @@ type Options struct {
 	NoPidfd  bool // wait by SIGCHLD (before Linux 5.3)
 	NoCgroup bool // no cgroup2, or none that we may write
 	NoLists  bool // no CONFIG_PROC_CHILDREN
+	NoReaper bool // orphans are init's (qemu-user, which refuses the prctl)
 }
 
 // Kernel is this process's hold on its children. One may be open in a process at a time.
@@ -33,9 +34,11 @@ type Kernel struct {
 	log     *slog.Logger
 	null    *os.File
 	pidfd   bool
+	reaper  bool
 	proc    *os.File // /proc
 	list    *os.File // the children of our first thread; nil without CONFIG_PROC_CHILDREN
 	cgroups *cgroups
+	kills   *killLog
 	signals chan os.Signal
 	closed  chan struct{}
 	parked  sync.WaitGroup
@@ -63,15 +66,20 @@ type orphan struct {
 
 // Open makes this process the reaper of all its descendants, and starts to listen for their ends. It fails without /proc.
 func Open(o Options, log *slog.Logger) (*Kernel, error) {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return nil, fmt.Errorf("become the reaper of orphans: %w", err)
+	err := error(unix.EINVAL)
+	if !o.NoReaper {
+		err = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	}
+	if err != nil {
+		log.Warn("cannot become the reaper of orphans", "err", err, "next", "they are told by mark, cgroup, group and session")
+	}
+	reaper := err == nil
 	self, err := ReadStat(os.Getpid())
 	if err != nil {
 		return nil, fmt.Errorf("open the kernel: /proc is needed: %w", err)
 	}
 	k := &Kernel{
-		log: log, pidfd: !o.NoPidfd && probePidfd(), signals: make(chan os.Signal, 1),
+		log: log, pidfd: !o.NoPidfd && probePidfd(), reaper: reaper, kills: openKillLog(), signals: make(chan os.Signal, 1),
 		closed: make(chan struct{}), adopted: map[ID]*Child{},
 		children: map[int]*Child{}, orphans: map[int]*orphan{}, trees: map[*Tree]struct{}{}, changed: make(chan struct{}),
 	}
@@ -108,13 +116,26 @@ func closeOnExec() {
 	}
 }
 
-// probePidfd: Linux 5.3 can open one (and then poll it, and make one while it forks). A sandbox may say EPERM.
+// probePidfd: Linux 5.3 can open one (and then poll it). A sandbox may say EPERM.
 func probePidfd() bool {
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err == nil {
 		unix.Close(fd)
 	}
 	return err == nil
+}
+
+// openPidfd opens one for the poller: nil where there are none, or none can be had.
+func (k *Kernel) openPidfd(pid int) (*os.File, error) {
+	if !k.pidfd {
+		return nil, nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, err
+	}
+	unix.SetNonblock(fd, true)
+	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
 // Close stops listening and removes the cgroups that are empty. It ends no process: children that live stay, and are init's
@@ -136,6 +157,7 @@ func (k *Kernel) Close() {
 	if k.cgroups != nil {
 		k.cgroups.close()
 	}
+	k.kills.close()
 	for _, f := range []*os.File{k.null, k.proc, k.list} {
 		f.Close() // of nil: an error, no harm
 	}
@@ -219,6 +241,7 @@ func (k *Kernel) collect() {
 func (k *Kernel) place(pid int, o *orphan) {
 	s, err := ReadStat(pid)
 	if err != nil {
+		k.undecided = k.undecided || Shortage(err)
 		return
 	}
 	e := k.carried(s)
@@ -226,7 +249,7 @@ func (k *Kernel) place(pid int, o *orphan) {
 	switch {
 	case o.tree != nil:
 		o.settled = true
-	case e.undecided && time.Since(o.since) < maxUndecided:
+	case e.unread || e.undecided && time.Since(o.since) < maxUndecided:
 		k.undecided = true
 	case k.forking == 0: // else it may be the child that is being made
 		o.settled = true
@@ -240,6 +263,7 @@ type evidence struct {
 	Stat
 	cgroup, mark string
 	undecided    bool // its environment is not there at this moment
+	unread       bool // or could not be read, for want of descriptors or memory
 }
 
 // undecided: what was read of its environment is no answer. It is inside exec, or its memory is gone: it is ending.
@@ -254,7 +278,7 @@ func (k *Kernel) carried(s Stat) evidence {
 	}
 	b, err := environ(s)
 	e.mark, _ = lookup(b, markVariable)
-	e.undecided = undecided(s, b, err)
+	e.undecided, e.unread = undecided(s, b, err), Shortage(err)
 	return e
 }
 

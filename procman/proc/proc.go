@@ -25,7 +25,10 @@ package proc
 
 import (
 	"errors"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The limits of the package, and what happens there.
@@ -51,6 +54,10 @@ const (
 	// Without pidfd (before Linux 5.3) the end of a leader that is not our child is noticed so late. There is no such look
 	// where there is no such leader.
 	AdoptedPoll = 500 * time.Millisecond
+	// A kill for want of memory is told by the kernel's log, by the name of the process: an older line is another one's.
+	oomAge = 10 * time.Second
+	// Names of such processes that are remembered: beyond, the older are forgotten.
+	killedMax = 64
 	// Start times are told in 1/100 s on every architecture that Go runs on.
 	userHZ = 100
 )
@@ -69,3 +76,11 @@ var (
 	// ErrForking: Kill met new members in every one of its rounds.
 	ErrForking = errors.New("new members keep appearing")
 )
+
+// Shortage tells whether err is of the board: no descriptors, memory, processes or room on a file system. It says nothing about
+// the program or process that was asked for, and goes away without anybody's edit.
+func Shortage(err error) bool {
+	var errno unix.Errno
+	return errors.As(err, &errno) && slices.Contains([]unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN, unix.ENOSPC,
+		unix.EDQUOT, unix.EROFS, unix.EIO, unix.ENOBUFS}, errno)
+}

@@ -51,7 +51,7 @@ func (k *Kernel) start(c Command) (*Child, error) {
 	c.Tree.starting = true
 	k.mu.Unlock()
 
-	pid, pidfd, err := k.fork(c)
+	pid, err := k.fork(c)
 	if err == nil {
 		unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // both often woke on one processor: the child's first instruction first
 		s, unread := ReadStat(pid)
@@ -60,6 +60,7 @@ func (k *Kernel) start(c Command) (*Child, error) {
 				"next", "it is managed, but not to be found again after a crash of zhxd")
 		}
 		child.ID = ID{pid, s.Start}
+		child.pidfd, _ = k.openPidfd(pid) // ours and unreaped: nobody else's. Without a free descriptor SIGCHLD tells
 	}
 
 	k.mu.Lock()
@@ -70,9 +71,7 @@ func (k *Kernel) start(c Command) (*Child, error) {
 		delete(k.orphans, pid) // where a look during the fork may have put it
 		k.children[pid] = child
 		c.Tree.leader = child
-		if pidfd >= 0 {
-			unix.SetNonblock(pidfd, true)
-			child.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
+		if child.pidfd != nil {
 			k.parked.Go(child.park)
 		}
 	}
@@ -90,12 +89,8 @@ func (k *Kernel) start(c Command) (*Child, error) {
 const forkReaps = 2 // the children that one call of fork may reap: each of its tries
 
 // fork makes the child inside its cgroup where that is possible, else puts it there afterwards.
-func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
-	pidfd = -1
+func (k *Kernel) fork(c Command) (pid int, err error) {
 	sys := &syscall.SysProcAttr{Credential: c.Cred, Setpgid: c.TTY == nil, Setsid: c.TTY != nil, Setctty: c.TTY != nil}
-	if k.pidfd {
-		sys.PidFD = &pidfd
-	}
 	in, out := k.null.Fd(), uintptr(0)
 	switch {
 	case c.TTY != nil:
@@ -104,7 +99,7 @@ func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
 	case c.Output != nil:
 		out = c.Output.Fd()
 	default:
-		return 0, -1, fmt.Errorf("no output: %w", syscall.EINVAL)
+		return 0, fmt.Errorf("no output: %w", syscall.EINVAL)
 	}
 	attr := &syscall.ProcAttr{Dir: c.Dir, Env: c.Env, Files: []uintptr{in, out, out}, Sys: sys}
 	if c.order != nil {
@@ -114,20 +109,18 @@ func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
 	if group != nil && group.into {
 		sys.UseCgroupFD, sys.CgroupFD = true, int(group.dir.Fd())
 		if pid, err = syscall.ForkExec(c.Path, c.Argv, attr); err == nil && !stillborn(pid) {
-			return pid, pidfd, nil
+			return pid, nil
 		}
 		if err == nil { // somebody else wrote into this cgroup.kill before (see cgroup.kill)
 			k.mu.Lock()
 			group.into = false
 			k.mu.Unlock()
 			waitid(unix.P_PID, pid, unix.WEXITED)
-			unix.Close(pidfd)
-			pidfd = -1
 		}
 		sys.UseCgroupFD = false // a program that is not there fails below too; a cgroup that was removed does not matter
 	}
 	if pid, err = syscall.ForkExec(c.Path, c.Argv, attr); err != nil {
-		return 0, -1, err
+		return 0, err
 	}
 	if group != nil {
 		if err := group.add(pid); err != nil {
@@ -135,7 +128,7 @@ func (k *Kernel) fork(c Command) (pid, pidfd int, err error) {
 				"next", "its tree is told by group, session, parents and mark")
 		}
 	}
-	return pid, pidfd, nil
+	return pid, nil
 }
 
 // stillborn reports whether a child was killed before it executed. ForkExec takes its end for success.

@@ -16,8 +16,8 @@ import (
 )
 
 // Tree is one run: its leader (what Start made), the leader's descendants, its session and process group, its cgroup, and
-// every orphan whose initial environment carries the mark and which has the uid. After Adopt it is every process of the system
-// whose initial environment does.
+// every orphan whose initial environment carries the mark and which has the uid. After Adopt, and where this process is not the
+// reaper, it is every process of the system whose initial environment does.
 type Tree struct {
 	// Output is the FIFO that an adopted run prints to, by which Adopt can verify the leader. To be set before, or never.
 	Output string
@@ -40,7 +40,7 @@ type Tree struct {
 // NewTree makes the tree of a run, before its start: from now on a process that carries the mark (ZHX_RUN in its initial
 // environment) under that uid is its member. One tree a name at a time; Close it.
 func (k *Kernel) NewTree(name string, run uint64, mark string, uid int) *Tree {
-	t := &Tree{Name: name, Run: run, Mark: mark, UID: uid, k: k}
+	t := &Tree{Name: name, Run: run, Mark: mark, UID: uid, k: k, outside: !k.reaper}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.cgroups != nil {
@@ -111,8 +111,11 @@ func (t *Tree) empty() (empty bool, stranger ID) {
 	}
 	if t.cgroup != nil {
 		for _, pid := range t.cgroup.members() {
-			if s, err := ReadStat(pid); err == nil && s.Living() {
+			switch s, err := ReadStat(pid); {
+			case err == nil && s.Living():
 				return false, s.ID
+			case Shortage(err):
+				return false, ID{PID: pid} // it may live
 			}
 		}
 	}
@@ -300,7 +303,12 @@ func descend(all map[int]Stat, found map[int]struct{}) {
 // and SIGKILL, which needs no help). That a member ended meanwhile is no error.
 func (t *Tree) Signal(sig syscall.Signal) error {
 	members, err := t.Members()
-	if err != nil {
+	if err != nil { // no descriptors: those that can be reached without
+		t.k.mu.Lock()
+		defer t.k.mu.Unlock()
+		if t.unreaped() {
+			unix.Kill(-t.leader.PID, sig)
+		}
 		return err
 	}
 	var errs []error
@@ -391,8 +399,9 @@ func (k *Kernel) signal(id ID, sig syscall.Signal) error {
 	return err
 }
 
-// HoldsSocket reports whether a member has the socket with that inode open. The leader is asked first.
-func (t *Tree) HoldsSocket(inode uint64) bool {
+// HoldsSocket reports whether a member has the socket with that inode, which uid made, open. One that another user made may
+// have been passed to it: that proves nothing, but root's may. The leader is asked first.
+func (t *Tree) HoldsSocket(inode uint64, uid int) bool {
 	t.k.mu.Lock()
 	l := t.leader
 	t.k.mu.Unlock()
@@ -401,7 +410,7 @@ func (t *Tree) HoldsSocket(inode uint64) bool {
 			return false
 		}
 		s, err := ReadStat(id.PID)
-		return err == nil && s.ID == id
+		return err == nil && s.ID == id && (uid == 0 || uid == t.UID || uid == s.UID)
 	}
 	if l != nil && holds(l.ID) {
 		return true

@@ -377,10 +377,10 @@ func TestHoldsSocket(t *testing.T) {
 	defer (&run{Child: c, tree: tree}).end(t)
 	other := startIn(t, k, k.NewTree("other", 1, "", 0), "say", "sleep")
 	other.said(t, 1)
-	if !tree.HoldsSocket(st.Ino) {
+	if !tree.HoldsSocket(st.Ino, os.Getuid()) {
 		t.Error("the leader's socket was not found")
 	}
-	if other.tree.HoldsSocket(st.Ino) || tree.HoldsSocket(st.Ino+1e6) {
+	if other.tree.HoldsSocket(st.Ino, os.Getuid()) || tree.HoldsSocket(st.Ino+1e6, os.Getuid()) || tree.HoldsSocket(st.Ino, os.Getuid()+1) {
 		t.Error("wrong about the socket's holder")
 	}
 	if id, ok := FindSocket(st.Ino, os.Getuid()); !ok || id.PID != os.Getpid() && id.PID != c.PID {
@@ -525,5 +525,27 @@ func TestIgnoredBefore(t *testing.T) {
 	p := start(t, k, "exit:3")
 	if e := <-p.Exited(); e.Code != 3 {
 		t.Errorf("%+v", e)
+	}
+}
+
+// Where this process may not become the reaper, whoever lost its parents is still known, and ends with its run.
+func TestNoReaper(t *testing.T) {
+	for name, o := range map[string]Options{"all else": {NoReaper: true}, "no cgroup": {NoReaper: true, NoCgroup: true}} {
+		t.Run(name, func(t *testing.T) {
+			k := open(t, o)
+			p := start(t, k, "session", "leave", "say", "sleep")
+			orphan := idOf(t, p.said(t, 1)[0])
+			<-p.Exited()
+			if k.TreeOf(orphan) != p.tree || p.tree.Empty() {
+				t.Error("an orphan is not known")
+			}
+			if err := errors.Join(p.tree.Kill(), p.tree.WaitEmpty(t.Context()), p.Reap()); err != nil {
+				t.Error(err)
+			}
+			if s, err := ReadStat(orphan.PID); err == nil && s.ID == orphan && s.Living() {
+				t.Error("the orphan lives")
+			}
+			p.tree.Close()
+		})
 	}
 }
