@@ -43,6 +43,7 @@ type Status struct {
 type Intervals struct {
 	Count               int64
 	Min, Mean, P99, Max time.Duration // P99 is rounded up, by 13 % or 0.13 ms at most
+	Buckets             Buckets
 }
 
 // Arm begins the watch, or begins it anew after a lapse. Arming an armed dog is a feed.
@@ -179,9 +180,10 @@ func (d *Dog) judge(now time.Duration, e Excuse) (Lapse, bool) {
 
 // histogram counts durations in buckets: 8 an octave, from 2^17 ns on; below, and beyond the last, they are less exact.
 type histogram struct {
-	count         int64
-	min, max, sum time.Duration
-	buckets       [25 * 8]uint32
+	count    int64
+	min, max time.Duration
+	buckets  [25 * 8]uint32
+	coarse   Buckets
 }
 
 const unit = 17 // log2 of the nanoseconds of one unit
@@ -192,7 +194,7 @@ func (h *histogram) add(d time.Duration) {
 	}
 	h.count++
 	h.max = max(h.max, d)
-	h.sum += d
+	h.coarse.Add(d)
 	units := uint64(d) >> unit
 	octave := max(0, bits.Len64(units)-4)
 	h.buckets[min(octave*8+int(units>>octave), len(h.buckets)-1)]++
@@ -202,7 +204,7 @@ func (h *histogram) intervals() Intervals {
 	if h.count == 0 {
 		return Intervals{}
 	}
-	in := Intervals{Count: h.count, Min: h.min, Mean: h.sum / time.Duration(h.count), P99: h.max, Max: h.max}
+	in := Intervals{Count: h.count, Min: h.min, Mean: h.coarse.Sum / time.Duration(h.count), P99: h.max, Max: h.max, Buckets: h.coarse}
 	below := h.count - h.count/100 // so many are not longer than P99
 	for i, n := range h.buckets[:len(h.buckets)-1] {
 		if below -= int64(n); below <= 0 {
@@ -212,4 +214,33 @@ func (h *histogram) intervals() Intervals {
 		}
 	}
 	return in
+}
+
+// Bounds are the inclusive upper ends of Buckets, the same for all of them.
+var Bounds = [...]time.Duration{time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond, time.Second,
+	2 * time.Second, 3 * time.Second, 5 * time.Second, 10 * time.Second, 30 * time.Second, 60 * time.Second}
+
+// Buckets counts durations: Counts[i] have those of at most Bounds[i] that are in no bucket before, the last one all others. Its
+// owner guards it.
+type Buckets struct {
+	Counts [len(Bounds) + 1]int64
+	Sum    time.Duration
+}
+
+// Add counts d.
+func (b *Buckets) Add(d time.Duration) {
+	i := 0
+	for i < len(Bounds) && d > Bounds[i] {
+		i++
+	}
+	b.Counts[i]++
+	b.Sum += d
+}
+
+// Merge counts all that o has counted.
+func (b *Buckets) Merge(o Buckets) {
+	for i, n := range o.Counts {
+		b.Counts[i] += n
+	}
+	b.Sum += o.Sum
 }

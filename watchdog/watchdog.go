@@ -116,8 +116,23 @@ type Watch struct {
 	ran  time.Duration // when a pass last began or settled
 	late bool          // that wake-up was late
 
-	mu   sync.Mutex // guards dogs
-	dogs map[*Dog]struct{}
+	mu       sync.Mutex // guards what follows
+	dogs     map[*Dog]struct{}
+	lateness Lateness
+}
+
+// Lateness tells how well zhxd itself keeps time.
+type Lateness struct {
+	Wakes Buckets       // how late each wake-up of Run was, if at all
+	Gaps  int64         // those that were later than 100 ms: zhxd did not run
+	Given time.Duration // in sum, the time that was taken from all silences therefore
+}
+
+// Lateness is a snapshot of what Run has seen since it began.
+func (w *Watch) Lateness() Lateness {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lateness
 }
 
 // New makes a Watch without dogs. Run must be running for anybody to be judged.
@@ -198,11 +213,18 @@ func (w *Watch) pass() time.Duration {
 // only the lateness is credited, else a hang would never be seen there.
 func (w *Watch) running(now, expected time.Duration) (gap bool) {
 	gap = now-expected > slack
+	from := w.ran
+	if w.late {
+		from = expected
+	}
+	w.mu.Lock()
+	w.lateness.Wakes.Add(max(0, now-expected))
 	if gap {
-		from := w.ran
-		if w.late {
-			from = expected
-		}
+		w.lateness.Gaps++
+		w.lateness.Given += now - from
+	}
+	w.mu.Unlock()
+	if gap {
 		w.each(func(d *Dog) { d.m.step(input{event: evGap, from: from, at: now}) })
 	}
 	w.ran, w.late = now, gap

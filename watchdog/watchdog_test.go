@@ -93,6 +93,18 @@ func TestIntervalsOfADog(t *testing.T) {
 		if got := d.Status(); got.Intervals.Count != 3 || got.Intervals.Min != 2*s || got.Intervals.Max != 20*s || got.Margin != -11*s || got.Misses != 0 || got.Feeds != 6 {
 			t.Errorf("%+v", got)
 		}
+		// The same in buckets: 2 s, 3 s and 20 s, each in the first whose end it does not exceed.
+		want := Buckets{Sum: 25 * s}
+		for _, end := range []time.Duration{2 * s, 3 * s, 30 * s} {
+			want.Counts[slices.Index(Bounds[:], end)]++
+		}
+		if got := d.Status().Intervals.Buckets; got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		want.Merge(want)
+		if want.Sum != 50*s || want.Counts[slices.Index(Bounds[:], 2*s)] != 2 {
+			t.Errorf("twice as many: %+v", want)
+		}
 	})
 }
 
@@ -421,14 +433,34 @@ func TestStatus(t *testing.T) {
 		d.Arm()
 		d.Feed()
 		time.Sleep(2 * s)
-		if got, want := d.Status(), (Status{Armed: true, Timeout: 9 * s, Remaining: 7 * s, Feeds: 1, Intervals: Intervals{Count: 1}, Margin: 9 * s}); got != want {
+		one := Intervals{Count: 1}
+		one.Buckets.Counts[0] = 1
+		if got, want := d.Status(), (Status{Armed: true, Timeout: 9 * s, Remaining: 7 * s, Feeds: 1, Intervals: one, Margin: 9 * s}); got != want {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 		time.Sleep(7 * s)
 		synctest.Wait()
 		d.Feed()
-		if got, want := d.Status(), (Status{Timeout: 9 * s, Feeds: 1, Ignored: 1, Intervals: Intervals{Count: 1}, Margin: 9 * s}); got != want {
+		if got, want := d.Status(), (Status{Timeout: 9 * s, Feeds: 1, Ignored: 1, Intervals: one, Margin: 9 * s}); got != want {
 			t.Errorf("lapsed: got %+v, want %+v", got, want)
+		}
+	})
+}
+
+// The judge knows how late it came itself.
+func TestLateness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := tell(t, nil)
+		st.dog("a", 9*s).Arm()
+		time.Sleep(s / 2)
+		if l := st.Lateness(); l.Gaps != 0 || l.Given != 0 || l.Wakes.Sum != 0 || l.Wakes.Counts[0] == 0 {
+			t.Errorf("in time: %+v", l)
+		}
+		st.stop(5 * s)
+		time.Sleep(s)
+		l := st.Lateness()
+		if late := l.Wakes.Counts[slices.Index(Bounds[:], 5*s)]; l.Gaps != 1 || late != 1 || l.Wakes.Sum != 5*s || l.Given < 5*s || l.Given > 5*s+pulse {
+			t.Errorf("after a stop of 5 s: %+v", l)
 		}
 	})
 }
