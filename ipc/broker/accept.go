@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -22,7 +23,8 @@ type listener struct {
 	raw       syscall.RawConn
 	transport Transport
 
-	busy atomic.Bool // not parked with an empty queue
+	busy  atomic.Bool // not parked with an empty queue
+	ended atomic.Bool // by Unserve
 
 	// Owned by Serve:
 	spare int // a descriptor to give up when there is no other; -1: none
@@ -45,6 +47,9 @@ func (b *Broker) Serve(ln net.Listener) error {
 			case <-b.done:
 				return nil
 			default:
+				if l.ended.Load() {
+					return nil
+				}
 				return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 			}
 		}
@@ -53,6 +58,22 @@ func (b *Broker) Serve(ln net.Listener) error {
 		case <-b.done:
 		case <-time.After(retryAfter):
 		}
+	}
+}
+
+// Unserve ends Serve on ln, whose connections stay.
+func (b *Broker) Unserve(ln net.Listener) {
+	b.mu.Lock()
+	var found *listener
+	for l := range b.listeners {
+		if l.ln == ln {
+			found = l
+		}
+	}
+	b.mu.Unlock()
+	if found != nil {
+		found.ended.Store(true)
+		found.close()
 	}
 }
 
@@ -160,7 +181,7 @@ func (l *listener) turnAway(fd int) bool {
 
 func (l *listener) complain(err error, next string) {
 	l.b.count.noDescriptor.Add(1)
-	if kept, ok := l.b.quiet.pass(pairOf("\x00accept", next)); ok {
+	if kept, ok := l.b.quiet.pass(pairOf("\x00accept", next), nil); ok {
 		l.b.log.Error("accept failed", "peer", l.transport, "err", err, "next", next, "kept_back", kept)
 	}
 }
@@ -179,41 +200,46 @@ func (b *Broker) admit(fd int, t Transport) {
 	if t == TCP {
 		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // an error would only make it slower
 	}
+	c := b.identify(fd, t)
 	b.count.accepted.Add(1)
 	b.mu.Lock()
-	full := len(b.peers) >= b.limit
+	limit, u := b.limit, (*user)(nil)
+	if len(b.peers) < limit && !b.closed {
+		if u = b.enroll(c.UID); u == nil {
+			limit /= 2
+		}
+	}
 	switch {
-	case full:
-		b.count.overLimit.Add(1)
-		unix.Close(fd)
-	case b.closed:
-		unix.Close(fd)
-	default:
-		p := newPeer(b, fd, t)
+	case u != nil:
+		p := newPeer(b, fd, c, u)
 		b.peers[p] = struct{}{}
 		b.wg.Go(p.run)
+	case b.closed:
+		unix.Close(fd)
+		limit = 0
+	default:
+		b.count.overLimit.Add(1)
+		unix.Close(fd)
 	}
 	b.mu.Unlock()
-	if full {
-		if kept, ok := b.quiet.pass(pairOf("\x00limit", "")); ok {
-			b.log.Error("too many connections", "peer", t, "limit", b.limit, "next", "connection closed", "kept_back", kept)
+	if u == nil && limit > 0 {
+		if kept, ok := b.quiet.pass(pairOf("\x00limit", strconv.Itoa(c.UID)), nil); ok {
+			b.log.Error("too many connections", "peer", t, "uid", c.UID, "limit", limit, "next", "connection closed", "kept_back", kept)
 		}
 	}
 }
 
 // identify asks the kernel who connected.
-func (b *Broker) identify(p *peer) Cred {
-	c := p.cred
-	p.raw.Control(func(fd uintptr) { // an error: the peer stays unknown
-		if c.Transport == TCP {
-			s, ok := b.clientOf(int(fd))
-			c.Addr = s.addr.String()
-			if ok && s.inode != 0 { // 0: the client has closed it, and then its uid reads as root's
-				c.UID, c.Inode = s.uid, s.inode
-			}
-		} else if u, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			c.UID, c.PID = int(u.Uid), int(u.Pid)
+func (b *Broker) identify(fd int, t Transport) Cred {
+	c := Cred{Transport: t, UID: -1}
+	if t == TCP {
+		s, ok := b.clientOf(fd)
+		c.Addr = s.addr.String()
+		if ok && s.inode != 0 { // 0: the client has closed it, and then its uid reads as root's
+			c.UID, c.Inode = s.uid, s.inode
 		}
-	})
+	} else if u, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+		c.UID, c.PID = int(u.Uid), int(u.Pid)
+	}
 	return c
 }

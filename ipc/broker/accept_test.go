@@ -211,3 +211,128 @@ type addrOnly struct{ addr net.Addr }
 func (a addrOnly) Accept() (net.Conn, error) { return nil, net.ErrClosed }
 func (a addrOnly) Close() error              { return nil }
 func (a addrOnly) Addr() net.Addr            { return a.addr }
+
+// A user has half of what all share, and root all of it, as zhxd's own user. Each case takes one thing until it is refused; frames
+// are answered, and what is counted is how many are not refused.
+func TestShares(t *testing.T) {
+	frame := func(f wire.Frame) func(k *talker, i int) uint64 {
+		return func(k *talker, i int) uint64 {
+			f := f
+			f.To = strings.Replace(f.To, "%", fmt.Sprint(i), 1)
+			return k.say(f)
+		}
+	}
+	for _, c := range []struct {
+		purpose     string
+		put         func(k *talker, i int) uint64
+		n, of, half int
+	}{
+		{"last values", frame(wire.Frame{Type: wire.TypePublish, Flags: wire.Retain, Code: 1, To: "a.t%", Body: []byte("x")}), maxTopics + 1, maxTopics, maxTopics / 2},
+		{"messages that wait for a client", frame(wire.Frame{Type: wire.TypeMessage, Code: wire.LevelAccepted, To: "c"}), 11, 10, 5},
+		{"and one that is half as large as they may be", frame(wire.Frame{Type: wire.TypeMessage, Code: wire.LevelAccepted, To: "c", Body: make([]byte, 600)}), 3, 1, 1},
+		{"requests that are not answered", frame(wire.Frame{Type: wire.TypeRequest, To: "r"}), maxOwed + 1, maxOwed, maxOwed / 2},
+	} {
+		for _, equal := range []bool{false, true} {
+			w := start(t, func(b *Broker) { b.equal = equal })
+			w.stands("c", Standing{Managed: true, State: wire.StateRestarting, Expects: true, Hold: Hold{Messages: 10, Bytes: 1000, For: time.Minute}})
+			r := w.talk(Unix, "r")
+			go io.Copy(io.Discard, r.Conn)
+			k := w.talk(Unix, "")
+			refusals := 0
+			for i := range c.n {
+				c.put(k, i)
+			}
+			for last := k.say(wire.Frame{Type: wire.TypePublish, Code: 1, To: "last"}); ; { // what is before it is answered, where it is at all
+				f, err := k.read()
+				if err != nil {
+					t.Fatalf("%s: %v", c.purpose, err)
+				}
+				if f.Type == wire.TypeError && f.Code == wire.ErrFull {
+					refusals++
+				}
+				if f.ID == last {
+					break
+				}
+			}
+			want := c.of
+			if equal {
+				want = c.half
+			}
+			if taken := c.n - refusals; taken != want {
+				t.Errorf("%s: %d taken, want %d (equal: %t)", c.purpose, taken, want, equal)
+			}
+		}
+	}
+}
+
+// Half of the connections, and of the descriptors on their way, are one user's; and of the log it has a few lines a second.
+func TestSharesOfConnections(t *testing.T) {
+	w := start(t, func(b *Broker) { b.equal, b.limit, b.maxTransit = true, 8, 8 })
+	k := w.talk(Unix, "k")
+	for i := range 100 {
+		k.say(text("nobody"+fmt.Sprint(i), "x", wire.LevelNone))
+	}
+	k.say(text("k", "last", wire.LevelNone))
+	for f := k.next(); f.Type != wire.TypeMessage; f = k.next() {
+	}
+	if n := len(w.log.find("no receiver")); n == 0 || n > 2*userLines {
+		t.Errorf("%d lines of the log", n)
+	}
+	for range 3 {
+		w.receiver(TCP, "r")
+		w.until("it takes the place of the one before", func() bool { return len(w.Peers()) <= 2 })
+	}
+	w.dial(Unix)
+	w.dial(TCP)
+	w.until("all are here", func() bool { return len(w.Peers()) == 4 })
+	w.dial(Unix).closed()
+	w.dial(TCP).closed()
+	if n := w.Counters().OverLimit; n != 2 {
+		t.Errorf("%d over the limit", n)
+	}
+	raw, err := k.Conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Write(func(fd uintptr) bool {
+		err = unix.Sendmsg(int(fd), []byte{1}, unix.UnixRights(0, 0, 0, 0, 0), nil, 0)
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.closed()
+	w.until("what it had is accounted for", func() bool { return w.transit.Load() == 0 && len(w.Peers()) == 3 })
+}
+
+// A name that a connection of another user receives under is not a sender's, unless that is root's or its client's.
+func TestSenderOfOthersName(t *testing.T) {
+	w := start(t)
+	w.receiver(Unix, "x")
+	theirs := w.names.find([]byte("x")).peer.user.uid
+	for _, c := range []struct {
+		purpose      string
+		name         string
+		uid          int
+		all, managed bool
+		free         bool
+	}{
+		{"another user's", "x", theirs + 1, false, false, false},
+		{"the same user's", "x", theirs, false, false, true},
+		{"an unknown user's", "x", -1, false, false, false},
+		{"root", "x", theirs + 1, true, false, true},
+		{"the client's own", "x", theirs + 1, false, true, true},
+		{"nobody receives under it", "y", theirs + 1, false, false, true},
+	} {
+		p := &peer{b: w.Broker, user: &user{uid: c.uid, all: c.all}}
+		s := &session{}
+		s.managed.Store(c.managed)
+		before := w.Counters().Refused
+		if free := p.free(&claim{peer: p, name: c.name, session: s}, 3); free != c.free {
+			t.Errorf("%s: %t", c.purpose, free)
+		}
+		if refused := w.Counters().Refused - before; (refused == 3) == c.free {
+			t.Errorf("%s: %d refused", c.purpose, refused)
+		}
+	}
+}

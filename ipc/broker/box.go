@@ -27,6 +27,7 @@ type mail struct {
 	deadline    time.Time // by the frame's own time; zero: never
 	frame       []byte    // its own copy, in the form of
 	packet      bool      // protocol 1, else 2
+	user        *user     // whose share it takes; nil: nobody's
 
 	// box.mu guards until it is in a queue; then it is immutable:
 	held    bool      // counted as such
@@ -55,7 +56,7 @@ type box struct {
 func (x *box) put(m *mail, hold Hold) (code uint8) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if len(x.waiting) >= hold.Messages || len(x.waiting) > 0 && x.bytes+len(m.frame) > hold.Bytes || x.b.load.Load()+int64(len(m.frame)) > totalBytes {
+	if !x.room(m, hold) {
 		return wire.ErrFull
 	}
 	at := len(x.waiting)
@@ -76,18 +77,39 @@ func (x *box) put(m *mail, hold Hold) (code uint8) {
 	return 0
 }
 
+// room tells whether m may wait: of a user that has a share, half of what may. It wants mu.
+func (x *box) room(m *mail, hold Hold) bool {
+	n, bytes := len(x.waiting), x.bytes
+	fits := func(part int) bool {
+		return n < (hold.Messages+part-1)/part && (n == 0 || bytes+len(m.frame) <= hold.Bytes/part)
+	}
+	if !fits(1) || !x.b.fits(m.user, len(m.frame)) {
+		return false
+	}
+	if m.user == nil || fits(2) {
+		return true
+	}
+	n, bytes = 0, 0
+	for _, w := range x.waiting {
+		if m.user.is(w.user) {
+			n, bytes = n+1, bytes+len(w.frame)
+		}
+	}
+	return fits(2)
+}
+
 // take and give account for what waits. They want mu, as all that follows.
 func (x *box) take(m *mail, at int) {
 	x.waiting = slices.Insert(x.waiting, at, m)
 	x.bytes += len(m.frame)
-	x.b.load.Add(int64(len(m.frame)))
+	x.b.weigh(m.user, len(m.frame))
 }
 
 func (x *box) give(i int) *mail {
 	m := x.waiting[i]
 	x.waiting = slices.Delete(x.waiting, i, i+1)
 	x.bytes -= len(m.frame)
-	x.b.load.Add(-int64(len(m.frame)))
+	x.b.weigh(m.user, -len(m.frame))
 	return m
 }
 
@@ -347,7 +369,7 @@ func (x *box) done(c *claim, session, id uint64) bool {
 // begin is called just before the mail is written to p.
 func (m *mail) begin(p *peer) {
 	if m.kind == wire.TypeRequest {
-		p.owe(m.session, m.id, m.deadline)
+		p.owe(m.session, m.id, m.deadline, m.user)
 	}
 }
 
@@ -357,6 +379,7 @@ func (m *mail) written(p *peer) {
 	b.count.forwarded.Add(1)
 	if a != nil {
 		a.Received.Add(1)
+		a.ReceivedBytes.Add(int64(len(m.frame)))
 	}
 	m.release()
 	if m.level == wire.LevelWritten || m.level == wire.LevelHandled && !p.two() {

@@ -238,7 +238,7 @@ func TestOlderConnectionStillRead(t *testing.T) {
 func TestUnderWayIsKnown(t *testing.T) {
 	s := sessions{all: map[uint64]*party{}}
 	p := &peer{}
-	k, _, _ := s.enter(1, p)
+	k, _, _, _ := s.enter(1, p)
 	s.fresh(k, 1, "r")
 	for id := uint64(2); id < 2000; id++ {
 		s.fresh(k, id, "r")
@@ -330,10 +330,10 @@ func TestSessionOfUser(t *testing.T) {
 	} {
 		s := sessions{all: map[uint64]*party{}}
 		p := &peer{cred: Cred{UID: c.was}}
-		k, _, _ := s.enter(1, p)
+		k, _, _, _ := s.enter(1, p)
 		s.fresh(k, 1, "r") // so that it is kept
 		s.leave(k, p)
-		if _, _, ok := s.enter(1, &peer{cred: Cred{UID: c.comes}}); ok != c.ok {
+		if _, _, _, ok := s.enter(1, &peer{cred: Cred{UID: c.comes}}); ok != c.ok {
 			t.Errorf("%s: %t", c.purpose, ok)
 		}
 	}

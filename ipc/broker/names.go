@@ -31,9 +31,15 @@ type names struct {
 	mu sync.RWMutex
 	// mu guards:
 	receivers map[string]*claim
-	left      map[string]time.Time // of receivers of protocol 2 that were here a moment ago
-	boxes     map[string]*box      // of names that somebody receives under, or expects to
+	left      map[string]left // receivers of protocol 2 that were here a moment ago
+	boxes     map[string]*box // of names that somebody receives under, or expects to
 	// and each peer's leaving and, for others than its reader, its claims.
+}
+
+// left is when a receiver was last here.
+type left struct {
+	at time.Time
+	by *user
 }
 
 var (
@@ -114,7 +120,7 @@ func (n *names) leave(p *peer, next string) {
 		}
 		delete(n.receivers, c.name)
 		if p.two() && c.name != next {
-			n.leftNow(c.name)
+			n.leftNow(c.name, p.user)
 		}
 		if x := n.boxes[c.name]; x != nil {
 			x.recall(c, c.name == next)
@@ -126,12 +132,18 @@ func (n *names) leave(p *peer, next string) {
 }
 
 // leftNow wants mu.
-func (n *names) leftNow(name string) {
-	if len(n.left) >= maxLeft {
-		maps.DeleteFunc(n.left, func(_ string, at time.Time) bool { return time.Since(at) > graceFor })
+func (n *names) leftNow(name string, by *user) {
+	his := 0
+	if len(n.left) >= maxLeft/2 {
+		maps.DeleteFunc(n.left, func(_ string, l left) bool { return time.Since(l.at) > graceFor })
+		for _, l := range n.left {
+			if by.is(l.by) && !by.all {
+				his++
+			}
+		}
 	}
-	if len(n.left) < maxLeft {
-		n.left[name] = time.Now()
+	if len(n.left) < maxLeft && his < maxLeft/2 {
+		n.left[name] = left{time.Now(), by}
 	}
 }
 
@@ -139,7 +151,7 @@ func (n *names) leftNow(name string) {
 // names.mu is held, for reading at least.
 func (b *Broker) expected(name string) Standing {
 	s := b.gate.Standing(name)
-	if !s.Managed && (time.Since(b.began) < graceFor || time.Since(b.names.left[name]) < graceFor) {
+	if !s.Managed && (time.Since(b.began) < graceFor || time.Since(b.names.left[name].at) < graceFor) {
 		s.Expects, s.Hold = true, defaultHold
 		s.Hold.For = graceFor
 	}

@@ -52,7 +52,7 @@ type outlet struct {
 }
 
 func (o *outlet) init(p *peer) {
-	o.p, o.queue.load = p, &p.b.load
+	o.p, o.queue.p = p, p
 	o.try = o.write
 	o.wait = func(fd uintptr) bool {
 		o.write(fd)
@@ -404,5 +404,8 @@ func (o *outlet) report(t turn) {
 }
 
 func (o *outlet) log(level slog.Level, text string, t turn, more ...any) {
+	if !o.p.user.loud() {
+		return
+	}
 	o.p.b.log.Log(context.Background(), level, text, o.p.attrs(append(more, "target", t.name)...)...)
 }

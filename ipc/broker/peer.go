@@ -38,8 +38,10 @@ type peer struct {
 	raw  syscall.RawConn
 	pull func([]byte) (int, error) // p.read
 
+	cred Cred
+	user *user
+
 	// Immutable once arrived:
-	cred    Cred
 	who     any
 	arrived atomic.Bool
 
@@ -59,7 +61,8 @@ type peer struct {
 
 	// Owned by the reader:
 	reader
-	chosen       bool // its protocol is known
+	chosen       bool      // its protocol is known
+	since        time.Time // since when a frame, or the beginning, is begun; zero: none is
 	end          error
 	leave        leave  // of what it sends as nobody
 	last         *claim // the last one of use Send
@@ -68,8 +71,8 @@ type peer struct {
 	anonymous    bool // "forwarded" was logged for a source that is no name
 }
 
-func newPeer(b *Broker, fd int, t Transport) *peer {
-	p := &peer{b: b, fd: fd, file: os.NewFile(uintptr(fd), "peer"), cred: Cred{Transport: t, UID: -1}}
+func newPeer(b *Broker, fd int, c Cred, u *user) *peer {
+	p := &peer{b: b, fd: fd, file: os.NewFile(uintptr(fd), "peer"), cred: c, user: u}
 	p.raw, _ = p.file.SyscallConn() // fails for a closed file only
 	p.pull = p.read
 	p.out.init(p)
@@ -81,12 +84,11 @@ func newPeer(b *Broker, fd int, t Transport) *peer {
 // run is the peer's goroutine. It alone closes the socket: others only shut it down, and it reads to the end.
 func (p *peer) run() {
 	b := p.b
-	p.cred = p.b.identify(p)
 	p.who = b.gate.Arrive(p.cred)
 	p.arrived.Store(true)
 	err := p.raw.Read(p.readable)
 	for errors.Is(err, os.ErrDeadlineExceeded) { // hangups woke it, or the clock of a frame
-		if v := p.v2.Load(); v != nil && v.late() {
+		if p.late() {
 			p.end, err = errSlow, nil
 			break
 		}
@@ -113,6 +115,7 @@ func (p *peer) run() {
 	p.file.Close()
 	b.mu.Lock()
 	delete(b.peers, p)
+	b.dismiss(p.user)
 	b.sent.add(&p.sent)
 	b.written.add(&p.written)
 	b.shrink()
@@ -135,6 +138,7 @@ func (p *peer) readable(uintptr) (over bool) {
 func (p *peer) drainAll() error {
 	if !p.chosen {
 		if err := p.choose(); err != nil {
+			p.clock(len(p.torn) > 0)
 			return err
 		}
 	}
@@ -151,7 +155,7 @@ func (p *peer) drainAll() error {
 		v.oob = nil
 	}
 	p.out.kick() // answers, all at once
-	v.clock()
+	p.clock(v.party == nil || v.begun())
 	return err
 }
 
@@ -184,7 +188,7 @@ func (p *peer) farewell() {
 		p.b.log.Debug("malformed packet", p.attrs("err", p.end, "next", "connection closed")...)
 	default:
 		p.b.count.malformed.Add(1)
-		if kept, ok := p.b.quiet.pass(pairOf("\x00malformed", "")); ok {
+		if kept, ok := p.b.quiet.pass(pairOf("\x00malformed", ""), p.user); ok {
 			p.b.log.Warn("malformed packet", p.attrs("err", p.end, "next", "connection closed", "kept_back", kept)...)
 		}
 	}
@@ -215,7 +219,7 @@ func (p *peer) packet(b []byte) error {
 	}
 	c, ok := p.claim(name, use, 1)
 	switch {
-	case !ok:
+	case !ok, use == Watch && !p.free(c, 1):
 	case use == Receive:
 		if err := p.register(c); err != nil {
 			p.refuse(1, c.name, err)
@@ -238,7 +242,9 @@ func (p *peer) register(c *claim) error {
 	c.session.Registered()
 	if older != nil {
 		p.b.count.replaced.Add(1)
-		p.b.log.Info("receiver replaced", older.attrs("client", c.name, "next", "a newer connection registered the name; this one is closed")...)
+		if p.user.loud() {
+			p.b.log.Info("receiver replaced", older.attrs("client", c.name, "next", "a newer connection registered the name; this one is closed")...)
+		}
 		older.replaced(c.name)
 	}
 	p.b.Changed(c.name)
@@ -325,7 +331,7 @@ func (p *peer) claim(name []byte, use Use, n int64) (*claim, bool) {
 // refuse counts n packets that the broker itself refuses, and says so once in logEvery.
 func (p *peer) refuse(n int64, name string, err error) {
 	p.b.count.refused.Add(n)
-	if kept, ok := p.b.quiet.pass(pairOf("\x00refused", name)); ok {
+	if kept, ok := p.b.quiet.pass(pairOf("\x00refused", name), p.user); ok {
 		p.b.log.Warn("name refused", p.attrs("client", shown(name), "err", err, "next", "packet ignored and counted", "kept_back", kept)...)
 	}
 }
@@ -334,7 +340,7 @@ func (p *peer) refuse(n int64, name string, err error) {
 func (p *peer) source(name []byte, n int64) (c *claim, ok bool) {
 	switch {
 	case p.last != nil && p.last.name == string(name):
-		return p.last, true
+		return p.last, p.free(p.last, n)
 	case !wire.ValidName(string(name)):
 		return nil, true
 	case p.refused == string(name) && time.Now().Before(p.refusedUntil):
@@ -346,7 +352,20 @@ func (p *peer) source(name []byte, n int64) (c *claim, ok bool) {
 		return nil, false
 	}
 	p.last = c
-	return c, true
+	return c, p.free(c, n)
+}
+
+// free tells whether c's name may be used by p: that of no client may not while a connection of another user receives under it. If
+// not, n packets are counted as refused.
+func (p *peer) free(c *claim, n int64) bool {
+	if p.user.all || c.session.Managed() {
+		return true
+	}
+	if to := p.b.names.find([]byte(c.name)); to == nil || to.peer == p || p.user.is(to.peer.user) && p.user.uid >= 0 {
+		return true
+	}
+	p.refuse(n, c.name, errTaken)
+	return false
 }
 
 // stretch forwards transfer packets of one route.

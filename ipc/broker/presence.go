@@ -15,6 +15,7 @@ type presence struct {
 	mu sync.Mutex // held while a state is looked up and queued, so that they are told in order
 	// mu guards:
 	names   map[string]*watched // that somebody watches
+	all     int                 // watches
 	changes uint64
 }
 
@@ -88,10 +89,11 @@ func (b *Broker) watch(p *peer, name string) (code uint8) {
 		n = &watched{told: standing, state: state}
 	}
 	if !slices.Contains(n.by, p) {
-		if p.watching >= maxWatches {
+		if p.watching >= maxWatches || w.all >= allWatches || !p.user.take(&p.user.watches, 1, allWatches) {
 			return wire.ErrFull
 		}
 		p.watching++
+		w.all++
 		n.by = append(n.by, p)
 		w.names[name] = n
 	}
@@ -105,6 +107,9 @@ func (b *Broker) unwatch(p *peer, name string) {
 	w := &b.presence
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if p.watching == 0 {
+		return
+	}
 	for watchedName, n := range w.names {
 		if name != "" && name != watchedName {
 			continue
@@ -112,6 +117,8 @@ func (b *Broker) unwatch(p *peer, name string) {
 		if i := slices.Index(n.by, p); i >= 0 {
 			n.by = slices.Delete(n.by, i, i+1)
 			p.watching--
+			p.user.watches.Add(-1)
+			w.all--
 		}
 		if len(n.by) == 0 {
 			delete(w.names, watchedName)

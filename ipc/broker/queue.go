@@ -46,8 +46,8 @@ func (m batch) split(written int) (done, begun int) {
 }
 
 type queue struct {
-	load *atomic.Int64 // the broker's
-	some atomic.Bool   // something waits; changed under mu
+	p    *peer
+	some atomic.Bool // something waits; changed under mu
 
 	mu sync.Mutex
 	// mu guards:
@@ -83,7 +83,7 @@ func (q *queue) next(p *peer) ([]byte, *item) {
 	if len(q.control) > 0 {
 		b := q.control
 		q.control = nil
-		q.load.Add(-int64(len(b)))
+		q.p.b.weigh(q.p.user, -len(b))
 		q.look()
 		return b, nil
 	}
@@ -128,7 +128,7 @@ func (q *queue) account(it *item, sign int) {
 	it.sub.waiting += sign
 	it.sub.bytes += sign * len(it.frame)
 	q.bytes += sign * len(it.frame)
-	it.sub.peer.b.load.Add(int64(sign * len(it.frame)))
+	q.p.b.weigh(q.p.user, sign*len(it.frame))
 }
 
 // say queues a frame of zhx's own. A peer that has not taken controlMax of them is disconnected: it would wait for ever for
@@ -140,10 +140,10 @@ func (p *peer) say(f *wire.Frame) {
 	if b.load.Load() > totalBytes/2 {
 		limit = controlLeast
 	}
-	full := had >= limit
+	full := had >= limit || had > 0 && !b.fits(p.user, 0)
 	if !full && !q.over {
 		q.control = wire.AppendFrame(q.control, f)
-		q.load.Add(int64(len(q.control) - had))
+		b.weigh(p.user, len(q.control)-had)
 		q.some.Store(true)
 	}
 	q.mu.Unlock()
@@ -194,7 +194,7 @@ func (q *queue) publish(frame []byte, s *subscription) bool {
 	}
 	b := s.peer.b
 	full := func() bool {
-		return s.waiting >= s.limit || s.bytes+len(frame) > topicBytes || q.bytes+len(frame) > peerBytes || b.load.Load()+int64(len(frame)) > totalBytes
+		return s.waiting >= s.limit || s.bytes+len(frame) > topicBytes || q.bytes+len(frame) > peerBytes || !b.fits(q.p.user, len(frame))
 	}
 	for full() {
 		oldest := -1
@@ -250,7 +250,7 @@ func (q *queue) clear() {
 	for len(q.items) > 0 {
 		q.remove(len(q.items) - 1)
 	}
-	q.load.Add(-int64(len(q.control)))
+	q.p.b.weigh(q.p.user, -len(q.control))
 	q.control, q.over = nil, true
 	q.some.Store(false)
 }

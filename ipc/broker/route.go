@@ -16,6 +16,7 @@ func (b *Broker) forward(packets []byte, p *peer, from *claim) {
 	m := batch{b: packets, n: len(packets) / wire.PacketSize}
 	if from != nil && from.account != nil {
 		from.account.Sent.Add(int64(m.n))
+		from.account.SentBytes.Add(int64(len(m.b)))
 	}
 	target := wire.Target(packets)
 	if err := p.may(from, SendTo, target); err != nil {
@@ -24,7 +25,7 @@ func (b *Broker) forward(packets []byte, p *peer, from *claim) {
 	}
 	rest, code, _ := b.carry(m, p, from, target)
 	if rest.n > 0 && code != wire.ErrStuck {
-		b.undeliverable(string(target), string(wire.Source(packets)), code, rest.n)
+		b.undeliverable(string(target), string(wire.Source(packets)), code, rest.n, p.user)
 	}
 }
 
@@ -47,7 +48,7 @@ func (b *Broker) carry(m batch, p *peer, from *claim, target []byte) (rest batch
 			switch {
 			case out.fds != nil && !to.peer.takesFDs():
 				return m, wire.ErrNoFDs, 0
-			case request && !to.peer.owe(wire.FrameSession(out.b), wire.FrameID(out.b), deadline(out.b)):
+			case request && !to.peer.owe(wire.FrameSession(out.b), wire.FrameID(out.b), deadline(out.b), p.payer(from)):
 				return m, wire.ErrFull, 0
 			}
 			f := to.peer.out.deliver(out, p, to.name)
@@ -61,7 +62,11 @@ func (b *Broker) carry(m batch, p *peer, from *claim, target []byte) (rest batch
 				}
 				b.first(m, p, from, to)
 				b.tapped(m, f.done, "written")
+				all := len(m.b)
 				m = m.skip(f.done)
+				if to.account != nil {
+					to.account.ReceivedBytes.Add(int64(all - len(m.b)))
+				}
 			}
 			switch {
 			case len(f.dropped) > 0:
@@ -81,11 +86,11 @@ func (b *Broker) carry(m batch, p *peer, from *claim, target []byte) (rest batch
 			return m, 0, 0
 		}
 	}
-	return b.hold(m, string(target))
+	return b.hold(m, p.payer(from), string(target))
 }
 
-// hold has messages wait for a receiver that is expected.
-func (b *Broker) hold(m batch, target string) (rest batch, code uint8, back time.Duration) {
+// hold has messages wait for a receiver that is expected. payer is whose share of what may wait they take.
+func (b *Broker) hold(m batch, payer *user, target string) (rest batch, code uint8, back time.Duration) {
 	standing := b.gate.Standing(target)
 	if !standing.Managed && m.frames && m.b[wire.OffsetType] == wire.TypeMessage && m.b[wire.OffsetCode] == wire.LevelHandled {
 		b.names.mu.RLock()
@@ -96,7 +101,7 @@ func (b *Broker) hold(m batch, target string) (rest batch, code uint8, back time
 		return m, standing.refusal(), standing.Back
 	}
 	for m.n > 0 {
-		mail := mailOf(m)
+		mail := mailOf(m, payer)
 		if m.frames && m.b[wire.OffsetFlags]&wire.NoHold != 0 {
 			return m, wire.ErrRestarting, standing.Back
 		}
@@ -135,9 +140,9 @@ func (b *Broker) post(name string, m *mail, hold Hold) (code uint8) {
 }
 
 // mailOf copies the first message of a batch.
-func mailOf(m batch) *mail {
+func mailOf(m batch, payer *user) *mail {
 	frame := m.b[:m.size(0)]
-	mail := &mail{frame: append([]byte(nil), frame...), packet: !m.frames, kind: wire.TypeMessage}
+	mail := &mail{user: payer, frame: append([]byte(nil), frame...), packet: !m.frames, kind: wire.TypeMessage}
 	if m.frames {
 		mail.kind, mail.level = frame[wire.OffsetType], frame[wire.OffsetCode]
 		mail.session, mail.id = wire.FrameSession(frame), wire.FrameID(frame)
@@ -220,13 +225,13 @@ func appendPacket(dst, frame []byte) ([]byte, bool) {
 func (b *Broker) first(m batch, p *peer, from, to *claim) {
 	switch {
 	case from == nil:
-		if p != nil && !p.anonymous { // nobody's run: once a connection
+		if p != nil && !p.anonymous && p.user.loud() { // nobody's run: once a connection
 			p.anonymous = true
 			b.log.Info("forwarded", p.attrs("source", shown(m.source()), "target", to.name)...)
 		}
 	case from.target != to.name:
 		from.target = to.name
-		if from.session.First(to.name) {
+		if from.session.First(to.name) && p.user.loud() {
 			b.log.Info("forwarded", "source", from.name, "target", to.name)
 		}
 	}
@@ -247,9 +252,9 @@ func (b *Broker) undelivered(target string, n int) {
 	}
 }
 
-func (b *Broker) undeliverable(target, source string, code uint8, n int) {
+func (b *Broker) undeliverable(target, source string, code uint8, n int, by *user) {
 	b.undelivered(target, n)
-	if kept, ok := b.quiet.pass(pairOf(source, target)); ok {
+	if kept, ok := b.quiet.pass(pairOf(source, target), by); ok {
 		text := "no receiver"
 		if code == wire.ErrFull || code == wire.ErrTooBig {
 			text = "not delivered"
@@ -296,9 +301,9 @@ func pairOf(a, b string) (p pair) {
 	return p
 }
 
-// pass tells whether the line about key may be logged now, and how many like it were kept back. At maxPairs what is older
-// than logEvery is forgotten; if nothing is, the line is kept back.
-func (q *quiet) pass(key pair) (kept int64, ok bool) {
+// pass tells whether the line about key, which by has caused, may be logged now, and how many like it were kept back. At maxPairs
+// what is older than logEvery is forgotten; if nothing is, the line is kept back, as it is where by has caused enough.
+func (q *quiet) pass(key pair, by *user) (kept int64, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
@@ -306,6 +311,9 @@ func (q *quiet) pass(key pair) (kept int64, ok bool) {
 	if known && now.Sub(s.at) < logEvery {
 		s.kept++
 		q.last[key] = s
+		return 0, false
+	}
+	if !by.loud() {
 		return 0, false
 	}
 	if !known && len(q.last) >= maxPairs {

@@ -44,20 +44,21 @@ type sessions struct {
 	all map[uint64]*party
 }
 
-// enter makes p the connection of a session. It returns the older one, for the caller to close; ok: false if it is another user's.
-func (s *sessions) enter(id uint64, p *peer) (t *party, older *peer, ok bool) {
+// enter makes p the connection of a session. It returns the older one, for the caller to close; back: others' messages have waited
+// for it; ok: false if it is another user's.
+func (s *sessions) enter(id uint64, p *peer) (t *party, older *peer, back, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t = s.all[id]
 	if t == nil {
-		s.forget()
+		s.forget(p)
 		t = &party{id: id, uid: p.cred.UID}
 		s.all[id] = t
 	} else if t.uid >= 0 && t.uid != p.cred.UID { // one that ended before it was identified is nobody's
-		return nil, nil, false
+		return nil, nil, false, false
 	}
-	older, t.peer, t.uid, t.deaf = t.peer, p, p.cred.UID, false
-	return t, older, true
+	older, back, t.peer, t.uid, t.deaf = t.peer, t.deaf, p, p.cred.UID, false
+	return t, older, back, true
 }
 
 // waits tells until when no further message of a session is given to who handles them, zero: it may. One that has missed the
@@ -84,22 +85,36 @@ func (s *sessions) leave(t *party, p *peer) {
 	}
 }
 
-// forget makes room for one more: of those that left, all that did long ago, else the first to leave. It wants mu.
-func (s *sessions) forget() {
-	if len(s.all) < maxSessions {
+// forget makes room for one more: of those that left, all that did long ago, else the first to leave; of p's user, if that has half
+// of all. It wants mu.
+func (s *sessions) forget(p *peer) {
+	shared := p.user != nil && !p.user.all
+	if len(s.all) < maxSessions/2 || !shared && len(s.all) < maxSessions {
 		return
 	}
-	var first *party
+	var first, his *party
+	have := 0
 	for id, t := range s.all {
+		if shared && t.uid == p.user.uid {
+			have++
+		}
 		switch {
 		case t.peer != nil:
 		case time.Since(t.left) > sessionKept:
 			delete(s.all, id)
-		case first == nil || t.left.Before(first.left):
-			first = t
+		default:
+			if first == nil || t.left.Before(first.left) {
+				first = t
+			}
+			if shared && t.uid == p.user.uid && (his == nil || t.left.Before(his.left)) {
+				his = t
+			}
 		}
 	}
-	if len(s.all) >= maxSessions && first != nil {
+	switch {
+	case have >= maxSessions/2 && his != nil:
+		delete(s.all, his.id)
+	case len(s.all) >= maxSessions && first != nil:
 		delete(s.all, first.id)
 	}
 }

@@ -29,8 +29,14 @@ type topics struct {
 	// mu guards:
 	subs  []*subscription
 	cache map[string][]*subscription // by topic, one a connection; thrown away with each change of subs
-	kept  map[string][]byte          // last values, by topic
+	kept  map[string]last            // by topic
 	bytes int                        // of those
+}
+
+// last is a topic's last value.
+type last struct {
+	frame []byte
+	by    *user // whose share it takes; nil: nobody's
 }
 
 // subscribe adds a subscription, or puts it in the place of the peer's own for that pattern, acknowledges that to the peer, and tells
@@ -45,19 +51,20 @@ func (t *topics) subscribe(s *subscription, id uint64) (code uint8) {
 		}
 		if mine++; old.pattern == s.pattern {
 			t.subs = slices.Delete(t.subs, i, i+1)
+			s.peer.user.subscriptions.Add(-1)
 			mine--
 			break
 		}
 	}
-	if mine >= maxSubscriptions || len(t.subs) >= allSubscriptions {
+	if mine >= maxSubscriptions || len(t.subs) >= allSubscriptions || !s.peer.user.take(&s.peer.user.subscriptions, 1, allSubscriptions) {
 		return wire.ErrFull
 	}
 	t.subs = append(t.subs, s)
 	clear(t.cache)
 	s.peer.say(&wire.Frame{Type: wire.TypeAck, Code: wire.LevelAccepted, Session: s.peer.v2.Load().party.id, ID: id})
-	for topic, frame := range t.kept {
+	for topic, kept := range t.kept {
 		if wire.MatchTopic(s.pattern, topic) {
-			s.send(frame, frame)
+			s.send(kept.frame, kept.frame)
 		}
 	}
 	return 0
@@ -67,8 +74,12 @@ func (t *topics) subscribe(s *subscription, id uint64) (code uint8) {
 func (t *topics) unsubscribe(p *peer, pattern string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	had := len(t.subs)
 	t.subs = slices.DeleteFunc(t.subs, func(s *subscription) bool { return s.peer == p && (pattern == "" || s.pattern == pattern) })
-	clear(t.cache)
+	if gone := had - len(t.subs); gone > 0 {
+		p.user.subscriptions.Add(-int64(gone))
+		clear(t.cache)
+	}
 }
 
 // of gives one subscription of each connection that has one for topic.
@@ -93,29 +104,43 @@ func (t *topics) of(topic []byte) []*subscription {
 	return found
 }
 
-// keep makes frame the last value of its topic, or forgets that if its body is empty; code: there is no room.
-func (t *topics) keep(frame []byte) (code uint8) {
+// keep makes frame the last value of its topic, or forgets that if its body is empty; code: there is no room, or no more of by's share.
+func (t *topics) keep(frame []byte, by *user) (code uint8) {
 	topic := string(wire.FrameTo(frame))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old, known := t.kept[topic]
 	if len(wire.FrameBody(frame)) == 0 {
-		t.bytes -= len(old)
+		t.put(topic, old, -1)
 		delete(t.kept, topic)
 		return 0
 	}
-	if !known && len(t.kept) >= maxTopics || t.bytes-len(old)+len(frame) > keptBytes {
+	t.put(topic, old, -1)
+	if !known && len(t.kept) >= maxTopics || t.bytes+len(frame) > keptBytes || by != nil && (by.kept.Load() >= maxTopics/2 || by.keptBytes.Load()+int64(len(frame)) > keptBytes/2) {
+		t.put(topic, old, 1)
 		return wire.ErrFull
 	}
-	t.bytes += len(frame) - len(old)
-	t.kept[topic] = slices.Clone(frame)
+	t.put(topic, last{slices.Clone(frame), by}, 1)
 	return 0
 }
 
+// put accounts for a last value, and keeps it, or, sign -1, no longer accounts for it. It wants mu.
+func (t *topics) put(topic string, v last, sign int) {
+	if v.frame == nil {
+		return
+	}
+	t.bytes += sign * len(v.frame)
+	if v.by != nil {
+		v.by.kept.Add(int64(sign))
+		v.by.keptBytes.Add(int64(sign * len(v.frame)))
+	}
+	t.kept[topic] = v
+}
+
 // publish takes a publication to all that subscribe to it.
-func (b *Broker) publish(frame []byte) (code uint8) {
+func (b *Broker) publish(frame []byte, by *user) (code uint8) {
 	if frame[wire.OffsetFlags]&wire.Retain != 0 {
-		if code = b.topics.keep(frame); code != 0 {
+		if code = b.topics.keep(frame, by); code != 0 {
 			return code
 		}
 		frame[wire.OffsetFlags] &^= wire.Retain
@@ -151,7 +176,9 @@ func (s *subscription) send(frame, copied []byte) []byte {
 		copied = slices.Clone(frame)
 	}
 	if !o.queue.publish(copied, s) {
-		s.peer.b.log.Warn("slow subscriber", s.peer.attrs("pattern", s.pattern, "next", "its connection is closed, as it asked for")...)
+		if s.peer.user.loud() {
+			s.peer.b.log.Warn("slow subscriber", s.peer.attrs("pattern", s.pattern, "next", "its connection is closed, as it asked for")...)
+		}
 		s.peer.kick()
 	}
 	o.kick()

@@ -19,23 +19,27 @@ import (
 type two struct {
 	frames
 	p     *peer
-	party *party    // nil: it has not said HELLO
-	fds   []int     // that have come and belong to frames that have not
-	takes bool      // descriptors
-	oob   *rights   // while the reader has something to read and takes descriptors
-	since time.Time // since when a frame is begun; zero: none is
+	party *party  // nil: it has not said HELLO
+	fds   []int   // that have come and belong to frames that have not
+	takes bool    // descriptors
+	oob   *rights // while the reader has something to read and takes descriptors
 
 	mu   sync.Mutex
-	owed map[call]time.Time // requests that the peer has and has not answered -> their deadline
+	owed map[call]due // requests that the peer has and has not answered
 }
 
 // call is a request.
 type call struct{ session, id uint64 }
 
+type due struct {
+	end time.Time // zero: never
+	by  *user     // whose share it takes; nil: nobody's
+}
+
 var (
 	errHello   = errors.New("no HELLO")
 	errSlow    = fmt.Errorf("a frame that takes over %s", partialMax)
-	errFDs     = errors.New("descriptors that belong to no frame")
+	errFDs     = errors.New("descriptors that belong to no frame, or too many at once")
 	errVersion = errors.New("a version that zhx does not speak")
 )
 
@@ -75,45 +79,41 @@ func (p *peer) choose() error {
 // two tells whether the connection speaks protocol 2.
 func (p *peer) two() bool { return p.v2.Load() != nil }
 
-// clock limits how long a frame may take, from when its first part is all that was there.
-func (v *two) clock() {
-	switch begun := v.begun(); {
-	case begun && v.since.IsZero():
-		v.since = time.Now()
-		v.p.file.SetReadDeadline(v.since.Add(partialMax))
-	case !begun && !v.since.IsZero():
-		v.since = time.Time{}
-		v.p.file.SetReadDeadline(time.Time{})
+// clock limits how long the beginning, or a frame, may take, from when its first part is all that was there.
+func (p *peer) clock(begun bool) {
+	switch {
+	case begun && p.since.IsZero():
+		p.since = time.Now()
+		p.file.SetReadDeadline(p.since.Add(partialMax))
+	case !begun && !p.since.IsZero():
+		p.since = time.Time{}
+		p.file.SetReadDeadline(time.Time{})
 	default:
 		return
 	}
-	if v.p.ending.Load() { // hangups may have set it in between
-		v.p.file.SetReadDeadline(time.Unix(1, 0))
+	if p.ending.Load() { // hangups may have set it in between
+		p.file.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-func (v *two) late() bool { return !v.since.IsZero() && time.Since(v.since) >= partialMax }
+func (p *peer) late() bool { return !p.since.IsZero() && time.Since(p.since) >= partialMax }
 
 func (v *two) limit() int { return v.p.b.maxBody + wire.FrameHeader + 2*255 }
 
-// room accounts for memory of frames begun: half of what there is for each user.
+// room accounts for memory of frames begun.
 func (v *two) room(bytes int) bool {
-	b := v.p.b
+	b, u := v.p.b, v.p.user
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	uid := v.p.cred.UID
-	if bytes > 0 && (b.partial+bytes > partialTotal || b.partials[uid]+bytes > partialTotal/2) {
+	if bytes > 0 && b.partial+bytes > partialTotal || !u.take(&u.partial, int64(bytes), partialTotal) {
 		return false
 	}
 	b.partial += bytes
-	if b.partials[uid] += bytes; b.partials[uid] == 0 {
-		delete(b.partials, uid)
-	}
 	return true
 }
 
 func (v *two) refused(header []byte) {
-	closeAll(v.take(header))
+	v.p.closeAll(v.take(header))
 	code := uint8(wire.ErrTooBig)
 	if size, _ := wire.FrameSize(header); size <= v.limit() {
 		code = wire.ErrFull
@@ -128,11 +128,17 @@ func (v *two) refused(header []byte) {
 func (v *two) read(b []byte) (int, error) {
 	n, fds, err := recvNow(v.p.fd, b, v.oob)
 	v.p.sent.bytes.Add(int64(max(n, 0)))
-	v.p.sent.fds.Add(int64(len(fds)))
+	if len(fds) > 0 {
+		v.p.sent.fds.Add(int64(len(fds)))
+		all := v.p.b.transit.Add(int64(len(fds)))
+		if v.p.user.fds.Add(int64(len(fds))) > v.p.b.maxTransit/2 && !v.p.user.all || all > v.p.b.maxTransit {
+			err = errFDs
+		}
+	}
 	for _, fd := range fds {
 		v.fds = append(v.fds, int(fd))
 	}
-	if len(v.fds) > maxFDs {
+	if len(v.fds) > maxFDs || err == errFDs {
 		return n, errFDs
 	}
 	if err == nil && 0 < n && n < len(b) && len(fds) == 0 && !v.p.ending.Load() { // with descriptors the kernel stops short
@@ -152,16 +158,18 @@ func (v *two) take(frame []byte) []int {
 	return fds
 }
 
-func closeAll(fds []int) {
+func (p *peer) closeAll(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
 	}
+	p.b.transit.Add(-int64(len(fds)))
+	p.user.fds.Add(-int64(len(fds)))
 }
 
 // end is called when the reader has ended.
 func (v *two) end() {
 	p, b := v.p, v.p.b
-	closeAll(v.fds)
+	p.closeAll(v.fds)
 	v.whole(v)
 	b.topics.unsubscribe(p, "")
 	b.unwatch(p, "")
@@ -178,26 +186,28 @@ func (v *two) end() {
 	p.out.queue.clear()
 }
 
-// owe notes that p was given a request. Beyond maxOwed, those go whose deadline is over; false: there are none.
-func (p *peer) owe(session, id uint64, deadline time.Time) bool {
+// owe notes that p was given a request. Beyond maxOwed, or by's half of them, those go whose deadline is over; false: there are none.
+func (p *peer) owe(session, id uint64, deadline time.Time, by *user) bool {
 	v := p.v2.Load()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if len(v.owed) >= maxOwed {
-		now := time.Now()
-		for c, end := range v.owed {
-			if !end.IsZero() && end.Before(now) {
+	if len(v.owed) >= maxOwed/2 && by != nil || len(v.owed) >= maxOwed {
+		now, his := time.Now(), 0
+		for c, d := range v.owed {
+			if !d.end.IsZero() && d.end.Before(now) {
 				delete(v.owed, c)
+			} else if by.is(d.by) {
+				his++
 			}
 		}
-		if len(v.owed) >= maxOwed {
+		if len(v.owed) >= maxOwed || his >= maxOwed/2 {
 			return false
 		}
 	}
 	if v.owed == nil {
-		v.owed = map[call]time.Time{}
+		v.owed = map[call]due{}
 	}
-	v.owed[call{session, id}] = deadline
+	v.owed[call{session, id}] = due{deadline, by}
 	return true
 }
 
@@ -245,6 +255,7 @@ func (v *two) carry(m batch, from *claim) {
 	p, b := v.p, v.p.b
 	if from != nil && from.account != nil {
 		from.account.Sent.Add(int64(m.n))
+		from.account.SentBytes.Add(int64(len(m.b)))
 	}
 	target := wire.FrameTo(m.b)
 	if !wire.ValidName(string(target)) {
@@ -269,7 +280,7 @@ func (v *two) carry(m batch, from *claim) {
 	switch {
 	case rest.n > 0:
 		if code != wire.ErrStuck {
-			b.undeliverable(string(target), rest.source(), code, rest.n)
+			b.undeliverable(string(target), rest.source(), code, rest.n, p.user)
 		}
 		v.refuse(rest, code, back, "")
 	case level == wire.LevelNone, code == waits && level > wire.LevelAccepted:
@@ -302,7 +313,7 @@ func (v *two) toBeHandled(m batch, from *claim, target []byte) (rest batch, code
 	to := b.names.find(target)
 	switch {
 	case to == nil: // nor may it go past the box of one that comes now
-		return b.hold(m, string(target))
+		return b.hold(m, v.p.payer(from), string(target))
 	case !to.peer.two():
 		return b.carry(m, v.p, from, target)
 	}
@@ -310,7 +321,7 @@ func (v *two) toBeHandled(m batch, from *claim, target []byte) (rest batch, code
 	if hold.Messages == 0 {
 		hold = defaultHold
 	}
-	if code = b.post(to.name, mailOf(m), hold); code != 0 {
+	if code = b.post(to.name, mailOf(m, v.p.payer(from)), hold); code != 0 {
 		return m, code, 0
 	}
 	b.first(m, v.p, from, to)
@@ -342,7 +353,7 @@ func (v *two) source(frame []byte, n int) (c *claim, ok bool) {
 // frame does what one frame asks for. An error ends the connection.
 func (v *two) frame(f []byte) error {
 	fds := v.take(f)
-	defer closeAll(fds)
+	defer v.p.closeAll(fds)
 	kind := f[wire.OffsetType]
 	if v.party == nil {
 		if kind != wire.TypeHello {
@@ -400,7 +411,7 @@ func (v *two) from(f []byte, fds []int, from *claim) {
 		} else if err := p.may(from, Publish, to); err != nil {
 			b.count.refused.Add(1)
 			v.answer(f, wire.ErrDenied, err.Error())
-		} else if code := b.publish(f); code != 0 || f[wire.OffsetCode] > wire.LevelNone {
+		} else if code := b.publish(f, p.payer(from)); code != 0 || f[wire.OffsetCode] > wire.LevelNone {
 			v.answer(f, code, "")
 		}
 	default:
@@ -443,7 +454,7 @@ func (v *two) own(f []byte) {
 	case wire.TypeFeed:
 		c, ok := p.claim(name, Watch, 1)
 		switch what := f[wire.OffsetCode]; {
-		case !ok:
+		case !ok, !p.free(c, 1):
 			v.answer(f, wire.ErrDenied, "the name is not proved")
 		case what == wire.FeedArm:
 			c.session.Arm()
@@ -483,9 +494,9 @@ func (v *two) hello(f []byte) error {
 		welcome.Flags |= wire.TakesFDs
 		v.takes, v.oob = true, rightsLent.Get().(*rights) // from the next byte on
 	}
-	t, older, ok := (*party)(nil), (*peer)(nil), false
+	t, older, back, ok := (*party)(nil), (*peer)(nil), false, false
 	if no == nil && id != 0 {
-		t, older, ok = b.sessions.enter(id, p)
+		t, older, back, ok = b.sessions.enter(id, p)
 	}
 	if !ok {
 		text := "the session is another user's, or 0"
@@ -498,11 +509,13 @@ func (v *two) hello(f []byte) error {
 	}
 	v.party = t
 	p.say(welcome)
-	b.names.mu.RLock()
-	for _, x := range b.names.boxes {
-		x.resume()
+	if back {
+		b.names.mu.RLock()
+		for _, x := range b.names.boxes {
+			x.resume()
+		}
+		b.names.mu.RUnlock()
 	}
-	b.names.mu.RUnlock()
 	if older != nil {
 		older.kick()
 	}

@@ -572,7 +572,9 @@ func TestDescriptors(t *testing.T) {
 		if len(fds) != n {
 			t.Fatalf("%d descriptors of %d", len(fds), n)
 		}
-		closeAll(fds)
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
 		r.wantMessage("without")
 	}
 	s.wantError(send(text("t", "x", wire.LevelNone), 1), wire.ErrNoFDs)
@@ -585,6 +587,9 @@ func TestDescriptors(t *testing.T) {
 	r.Close()
 	s.Close()
 	w.until("all are gone", func() bool { return len(w.Peers()) == 1 })
+	if n := w.Counters().InTransit; n != 0 {
+		t.Errorf("%d descriptors are said to be on their way", n)
+	}
 	if after := openFiles(t); after > before+2 { // of the receiver of protocol 1, and its client
 		t.Errorf("%d descriptors, %d before", after, before)
 	}
@@ -607,13 +612,26 @@ func TestFrameBegun(t *testing.T) {
 	w.until("memory is kept", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.partial == len(whole) })
 	go k.Write(whole[100<<10:])
 	k.wantMessage(string(make([]byte, 200<<10)))
-	w.until("and given back", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.partial == 0 && len(w.partials) == 0 })
+	w.until("and given back", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.partial == 0 && w.users[os.Getuid()].partial.Load() == 0
+	})
+	var begun []*client // and so are beginnings
+	for _, part := range []string{wire.Preamble[:5], wire.Preamble, wire.Preamble + "\x20"} {
+		c := w.dial(Unix)
+		io.WriteString(c, part)
+		begun = append(begun, c)
+	}
 	k.Write(whole[:5000])
 	started := time.Now()
 	if _, err := k.read(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) || time.Since(started) < partialMax-100*time.Millisecond {
 		t.Errorf("closed after %s: %v", time.Since(started), err)
 	}
 	w.until("and given back", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.partial == 0 })
+	for _, c := range begun {
+		c.closed()
+	}
 }
 
 // A tap sees what passes; without one nothing is looked at.
