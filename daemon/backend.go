@@ -35,7 +35,7 @@ func (d *Daemon) controlServer(c *config.Daemon) *control.Server {
 		gid = -1 // listen has told it
 	}
 	return &control.Server{
-		Backend: backend{d}, Access: control.Access{UID: os.Getuid(), GID: gid}, Version: Version, Log: d.log,
+		Backend: backend{d}, Access: control.Access{UID: os.Getuid(), GID: gid}, Version: Version, Log: d.log, Metrics: backend{d}.metrics,
 	}
 }
 
@@ -267,14 +267,30 @@ func (b backend) Reload(ctx context.Context, by control.Caller, dry bool) (contr
 	}
 	res.Problems = problemRows(reply.conf.Warnings)
 	for _, row := range reply.plan {
-		res.Plan = append(res.Plan, control.PlanRow{Name: row.Name, Action: string(row.Action), Why: strings.Join(row.Why, ", ")})
+		one := control.PlanRow{Name: row.Name, Action: string(row.Action), Why: strings.Join(row.Why, ", "), Changes: []control.Change{}}
+		for _, key := range row.Why {
+			one.Changes = append(one.Changes, control.Change{Key: key})
+		}
+		if len(row.Why) > 0 {
+			for _, k := range reply.old.KeysOf(row.Name) {
+				if at := slices.Index(row.Why, k.Key); at >= 0 {
+					one.Changes[at].Old = k.Value
+				}
+			}
+			for _, k := range reply.conf.KeysOf(row.Name) {
+				if at := slices.Index(row.Why, k.Key); at >= 0 {
+					one.Changes[at].New = k.Value
+				}
+			}
+		}
+		res.Plan = append(res.Plan, one)
 	}
 	return res, nil
 }
 
 func problemRows(problems config.Problems) (rows []control.Problem) {
 	for _, p := range problems {
-		rows = append(rows, control.Problem{File: p.File, Line: p.Line, Section: p.Section, Text: p.Text, Warning: p.Warning})
+		rows = append(rows, control.Problem(p))
 	}
 	return rows
 }

@@ -21,6 +21,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,8 @@ var Version = "devel"
 const (
 	oneWish  = 500 * time.Millisecond // two signals to end within that are one
 	startMax = time.Minute            // for all clients of autostart to be spawned; then zhxd is ready without those that are not, and names them
+	threads  = 16                     // that zhxd has from its start on; 5 to 9 is what it uses
+	tcpAgain = time.Second            // between attempts to listen on an address of TCP that somebody else has
 	endMax   = 90 * time.Second       // for all clients to stop, by levels; then what is left is killed, and named
 )
 
@@ -99,8 +102,12 @@ type Daemon struct {
 	unlooked    atomic.Int64           // late clients that were not looked at: looksMax
 	device      atomic.Pointer[string] // what is said of the hardware watchdog; nil: there is none
 	rebooting   atomic.Pointer[string] // why, once it is decided
+	exhibited   atomic.Pointer[string] // where metrics are served over TCP, or why not; nil: they need not be
+	exhibits    chan struct{}          // that has changed in the configuration -> exhibitor
+	reloaded    atomic.Int64           // when a configuration was used last, in Unix milliseconds
 	probes      sync.WaitGroup
 	events      events
+	arrivals    arrivals
 
 	mu      sync.Mutex // guards what follows
 	clients map[string]*client
@@ -116,7 +123,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	d := &Daemon{
 		opts: o, began: time.Now(),
-		reloads: make(chan reloadRequest), edited: make(chan struct{}, 1),
+		reloads: make(chan reloadRequest), edited: make(chan struct{}, 1), exhibits: make(chan struct{}, 1),
 		clients: map[string]*client{}, foreign: map[string]*foreign{}, events: events{said: map[string]said{}},
 	}
 	d.owners.Store(&map[string]*client{})
@@ -144,11 +151,31 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer d.kernel.Close()
+	reserveThreads()
 	err = d.run(ctx, conf)
 	if err != nil && o.LogFile != "" { // nobody reads stderr then
 		d.log.Error("zhxd failed", "err", err)
 	}
 	return err
+}
+
+// reserveThreads has the runtime make threads that it keeps: it ends the process when it needs another and there is no process for it,
+// by a limit or a fork bomb beside us.
+func reserveThreads() {
+	var made, left sync.WaitGroup
+	made.Add(threads)
+	end := make(chan struct{})
+	for range threads {
+		left.Go(func() {
+			runtime.LockOSThread()
+			made.Done()
+			<-end
+			runtime.UnlockOSThread()
+		})
+	}
+	made.Wait()
+	close(end)
+	left.Wait()
 }
 
 func (d *Daemon) openLog() error {
@@ -215,6 +242,7 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 	if d.board.beat > 0 {
 		parts.Go(func() { d.board.heart(serving) })
 	}
+	parts.Go(func() { d.exhibitor(serving) })
 	if conf.Daemon.PrototypePresence {
 		parts.Go(func() { keepPresence(serving, d.kernel, d.log) })
 	}
@@ -224,14 +252,38 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 	}
 	d.apply(conf)
 	// Who connected earlier waits: a run that is not adopted yet could not prove its name, and its receivers seem to be stopped.
-	for _, ln := range listeners.data {
+	data := func(ln net.Listener) {
+		if err := d.bus.Serve(ln); err != nil {
+			d.log.Error("listener failed", "address", ln.Addr().String(), "err", err, "next", "restart zhxd")
+		}
+	}
+	listeners.data.serve = func(ln *net.UnixListener) func() {
+		parts.Go(func() { data(ln) })
+		return func() { d.bus.Unserve(ln) }
+	}
+	listeners.control.serve = func(ln *net.UnixListener) func() {
+		limited, end := context.WithCancel(serving)
+		parts.Go(func() { d.ctl.Serve(limited, ln) })
+		return end
+	}
+	if listeners.tcp != nil {
+		parts.Go(func() { data(listeners.tcp) })
+	} else if conf.Daemon.TCP != "" {
 		parts.Go(func() {
-			if err := d.bus.Serve(ln); err != nil {
-				d.log.Error("listener failed", "address", ln.Addr().String(), "err", err, "next", "restart zhxd")
+			if ln := d.awaitTCP(ctx, conf.Daemon.TCP); ln != nil {
+				data(ln)
 			}
 		})
 	}
-	parts.Go(func() { d.ctl.Serve(serving, listeners.control) }) // who asks earlier waits: there is no client to speak of yet
+	sockets := []*guarded{listeners.data, listeners.control} // who asks the second earlier waits: there is no client to speak of yet
+	for _, g := range sockets {
+		g.end = g.serve(g.ln)
+	}
+	parts.Go(func() { d.guard(ctx, sockets) })
+	tcp := ""
+	if listeners.tcp != nil {
+		tcp = listeners.tcp.Addr().String()
+	}
 	parts.Go(func() {
 		limited, cancel := context.WithTimeout(ctx, startMax)
 		defer cancel()
@@ -242,7 +294,7 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 		if err != nil {
 			d.log.Warn("the start takes too long", "limit", startMax, "err", err, "next", "ready without them; it goes on")
 		}
-		d.log.Info("ready", "socket", conf.Daemon.Socket, "tcp", listeners.tcp, "next", "zhxctl --control "+conf.Daemon.Control+" status")
+		d.log.Info("ready", "socket", conf.Daemon.Socket, "tcp", tcp, "next", "zhxctl --control "+conf.Daemon.Control+" status")
 		notifyOuter(sdaemon.SdNotifyReady)
 		debug.FreeOSMemory() // a start leaves garbage that would stay for as long as nothing happens
 	})
@@ -280,33 +332,54 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 
 // listeners are the sockets of one zhxd.
 type listeners struct {
-	data    []net.Listener
-	control *net.UnixListener
-	tcp     string // the address that TCP got
+	data, control *guarded
+	tcp           net.Listener // nil: none
 }
 
 func (d *Daemon) listen(c *config.Daemon) (l listeners, err error) {
-	defer func() {
-		if err != nil {
-			for _, ln := range l.data {
-				ln.Close()
-			}
-		}
-	}()
-	data, err := listenUnix(c.Socket, "socket", c.SocketMode, c.SocketGroup)
-	if err != nil {
+	l.data = &guarded{path: c.Socket, make: func() (*net.UnixListener, error) {
+		return listenUnix(c.Socket, "socket", c.SocketMode, c.SocketGroup)
+	}}
+	l.control = &guarded{path: c.Control, make: func() (*net.UnixListener, error) {
+		return listenUnix(c.Control, "control", 0o660, c.ControlGroup)
+	}}
+	if err := l.data.open(); err != nil {
 		return l, err
 	}
-	l.data = append(l.data, data)
 	if c.TCP != "" {
-		tcp, err := net.Listen("tcp4", c.TCP)
-		if err != nil {
-			return l, fmt.Errorf("[daemon] tcp: %w", err)
+		l.tcp, err = net.Listen("tcp4", c.TCP)
+		if errors.Is(err, unix.EADDRINUSE) { // any user could do that: the others are not to suffer for it
+			d.log.Error("the address of TCP is taken", "err", err, "next", "clients connect by "+c.Socket+" alone; tried again each "+tcpAgain.String())
+			err = nil
+		} else if err != nil {
+			err = fmt.Errorf("[daemon] tcp: %w", err)
 		}
-		l.data, l.tcp = append(l.data, tcp), tcp.Addr().String()
 	}
-	l.control, err = listenUnix(c.Control, "control", 0o660, c.ControlGroup)
+	if err == nil {
+		err = l.control.open()
+	}
+	if err != nil {
+		l.data.ln.Close()
+		if l.tcp != nil {
+			l.tcp.Close()
+		}
+	}
 	return l, err
+}
+
+// awaitTCP listens as soon as the address is free; nil: ctx has ended.
+func (d *Daemon) awaitTCP(ctx context.Context, address string) net.Listener {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(tcpAgain):
+		}
+		if ln, err := net.Listen("tcp4", address); err == nil {
+			d.log.Info("the address of TCP is free", "tcp", ln.Addr().String(), "next", "clients connect there, too")
+			return ln
+		}
+	}
 }
 
 // failpoint ends this process at the point that $ZHX_FAILPOINT names, in tests of a crash.
@@ -383,18 +456,21 @@ func (d *Daemon) Running(name string, number uint64, pid int) {
 }
 
 // Ended implements procman.Events. Began and Ended of one client come one after the other.
-func (d *Daemon) Ended(name string, number uint64, _ procman.LastExit) {
+func (d *Daemon) Ended(name string, number uint64, last procman.LastExit) {
 	s := d.session(watchdog.ID{Name: name, Run: number})
 	if s == nil {
 		return
 	}
 	s.client.mu.Lock()
+	dog := s.theDog()
+	dog.Retire()
+	s.client.past.add(dog.Status())
+	s.client.past.died(last)
 	s.client.current, s.client.ended = nil, s
 	s.client.mu.Unlock()
 	s.mu.Lock()
 	s.unprobe()
 	s.mu.Unlock()
-	s.theDog().Retire()
 }
 
 // Armed implements procman.Events: an adopted run gets a whole timeout to come back and feed.

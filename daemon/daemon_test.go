@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -15,9 +17,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"zhx/daemon/config"
 	"zhx/daemon/control"
 	"zhx/ipc"
 	"zhx/ipc/wire"
+	"zhx/procman/proc"
 )
 
 // A run's own timeout, WATCHDOG_USEC, holds through edits of anything else.
@@ -427,4 +431,60 @@ func (r *running) tcp() string {
 	_, after, _ := strings.Cut(r.log.String(), " tcp=")
 	address, _, _ := strings.Cut(after, ")")
 	return address
+}
+
+// Somebody has the address of TCP: zhxd begins without it, and takes it when it is free.
+func TestTCPTaken(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.1.1.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	dir := t.TempDir()
+	d := &Daemon{log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	c := &config.Daemon{Socket: filepath.Join(dir, "s"), Control: filepath.Join(dir, "c"), SocketMode: 0o600, TCP: ln.Addr().String()}
+	l, err := d.listen(c)
+	if err != nil || l.tcp != nil {
+		t.Fatal(l.tcp, err)
+	}
+	defer l.data.ln.Close()
+	defer l.control.ln.Close()
+	ln.Close()
+	later := d.awaitTCP(context.Background(), c.TCP)
+	defer later.Close()
+	if conn, err := net.Dial("tcp4", c.TCP); err != nil {
+		t.Error(err)
+	} else {
+		conn.Close()
+	}
+}
+
+// One user has half of the foreign watchdogs, and a process that has become another user's is not killed for it.
+func TestForeignOfOthers(t *testing.T) {
+	d := &Daemon{foreign: map[string]*foreign{}}
+	uid := os.Geteuid() + 1000
+	for i := range foreignMax / 2 {
+		if !d.foreignRoom(uid) {
+			t.Fatalf("there is no room for number %d", i)
+		}
+		d.foreign[fmt.Sprint(i)] = &foreign{uid: uid}
+	}
+	if d.foreignRoom(uid) || !d.foreignRoom(uid+1) || !d.foreignRoom(0) || !d.foreignRoom(os.Geteuid()) {
+		t.Error("the half of one user is not what is kept from it, and from it alone")
+	}
+	other := exec.Command(exe(t), "role-sleeper")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { other.Process.Kill(); other.Wait() }()
+	st, err := proc.ReadStat(other.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := killForeign(&foreign{uid: uid, id: st.ID}, 0); err == nil {
+		t.Error("a process that is not its user's any more may be killed")
+	}
+	if err := killForeign(&foreign{uid: st.UID, id: st.ID}, 0); err != nil {
+		t.Error(err)
+	}
 }

@@ -11,10 +11,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"zhx/daemon/control"
 	"zhx/procman"
+	"zhx/procman/proc"
 )
 
 const eventsMax = 256 // events that are kept; the oldest goes. A reader who is further behind is told how many it has missed
@@ -32,6 +34,7 @@ type said struct {
 	kind string
 	run  uint64
 	died uint64 // the last run that has
+	want int    // of a start that failed: what the board had too little of, as errno
 }
 
 // add is called with mu held.
@@ -76,6 +79,9 @@ func (d *Daemon) stateEvent(name string) {
 	now := said{kind: string(st.State), run: st.Run}
 	if st.LastExit != nil {
 		now.died = st.LastExit.Run
+		if e := st.LastExit; e.Reason == procman.BySpawn && proc.Shortage(syscall.Errno(e.Code)) {
+			now.want = e.Code
+		}
 	}
 	if now.kind == string(procman.Running) && st.Ready {
 		now.kind = "ready"
@@ -86,6 +92,9 @@ func (d *Daemon) stateEvent(name string) {
 		return
 	}
 	d.events.said[name] = now
+	if now.want != 0 && was.want == now.want && was.kind == now.kind {
+		return // tried again, in vain
+	}
 	ev := control.Event{Client: name, Kind: now.kind, Text: strings.TrimPrefix(st.Outlook, now.kind+"; ")}
 	switch e := st.LastExit; {
 	case now.kind == "ready" && st.Adopted:

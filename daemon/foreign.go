@@ -102,7 +102,7 @@ func (d *Daemon) armForeign(v *visitor, name string) {
 	}
 	d.mu.Lock()
 	old := d.foreign[name]
-	if old == nil && len(d.foreign) >= foreignMax || old != nil && old.uid != f.uid {
+	if old == nil && !d.foreignRoom(f.uid) || old != nil && old.uid != f.uid {
 		d.mu.Unlock()
 		d.unarmed.Add(1)
 		return
@@ -114,6 +114,18 @@ func (d *Daemon) armForeign(v *visitor, name string) {
 		old.dog.Retire()
 	}
 	f.dog.Arm()
+}
+
+// foreignRoom tells whether one more foreign dog may be armed: of a user that is neither root nor zhxd's own, half of all may. It
+// wants mu.
+func (d *Daemon) foreignRoom(uid int) bool {
+	his := 0
+	for _, f := range d.foreign {
+		if f.uid == uid {
+			his++
+		}
+	}
+	return len(d.foreign) < foreignMax && (his < foreignMax/2 || uid == 0 || uid == os.Geteuid())
 }
 
 // forget ends a foreign dog, if it is still that of its name; nil is any.
@@ -134,7 +146,7 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 	sig := unix.SIGKILL
 	if d.observes() {
 		sig = 0 // only looks whether it lives
-		if f := d.foreignRun(l.ID); f != nil && killForeign(f.id, sig) == nil {
+		if f := d.foreignRun(l.ID); f != nil && killForeign(f, sig) == nil {
 			if n := f.dog.Status().Feeds + 1; n != f.told {
 				f.told = n
 				d.log.Warn("lapse of a foreign client", "client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "next", `nothing: mode = "observe"`)
@@ -152,7 +164,7 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 		log.Warn("lapse of a foreign client", "next", "not killed: "+f.missing+"; its dog is removed")
 		return
 	}
-	switch err := killForeign(f.id, sig); {
+	switch err := killForeign(f, sig); {
 	case err == nil:
 		log.Warn("lapse of a foreign client", "next", "killed; zhx did not start it and does not restart it")
 	case errors.Is(err, proc.ErrGone):
@@ -162,10 +174,15 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 	}
 }
 
-// killForeign signals only what is proved to be the process that armed, and never zhxd or init.
-func killForeign(id proc.ID, sig unix.Signal) error {
+// killForeign signals only what is proved to be the process that armed, and never zhxd or init, nor one that has become another
+// user's (by executing a program that is setuid): who may not kill that may not have zhx do it.
+func killForeign(f *foreign, sig unix.Signal) error {
+	id := f.id
 	if id.PID <= 1 || id.PID == os.Getpid() {
 		return fmt.Errorf("process %d is zhxd itself or init", id.PID)
+	}
+	if st, err := proc.ReadStat(id.PID); err == nil && st.UID != f.uid && f.uid != 0 {
+		return fmt.Errorf("process %d is not user %d's any more", id.PID, f.uid)
 	}
 	return proc.SignalVerified(id, sig)
 }

@@ -14,7 +14,9 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"zhx/ipc/broker"
 	"zhx/procman/proc"
@@ -40,10 +42,39 @@ func (d *Daemon) Arrive(c broker.Cred) any {
 	if c.PID > 0 {
 		if st, err := proc.ReadStat(c.PID); err == nil && (c.UID < 0 || st.UID == c.UID || c.UID == 0) {
 			v.id = st.ID
-			v.tree.Store(d.kernel.TreeOf(v.id))
+			v.tree.Store(d.arrivals.treeOf(d.kernel, v.id))
 		}
 	}
 	return v
+}
+
+const (
+	arrivalFor  = time.Second
+	arrivalsMax = 64 // processes; beyond it they are asked for anew
+)
+
+// arrivals remembers whose a process is that has just connected, since one that connects again and again would have zhxd read
+// through /proc each time. That a process is nobody's is asked again where it claims a client's name.
+type arrivals struct {
+	mu    sync.Mutex
+	since time.Time
+	trees map[proc.ID]*proc.Tree
+}
+
+func (a *arrivals) treeOf(k *proc.Kernel, id proc.ID) *proc.Tree {
+	a.mu.Lock()
+	if now := time.Now(); now.Sub(a.since) > arrivalFor || len(a.trees) >= arrivalsMax {
+		a.since, a.trees = now, map[proc.ID]*proc.Tree{}
+	}
+	t, known := a.trees[id]
+	a.mu.Unlock()
+	if !known {
+		t = k.TreeOf(id)
+		a.mu.Lock()
+		a.trees[id] = t
+		a.mu.Unlock()
+	}
+	return t
 }
 
 // Admit implements broker.Gate: protocol 2 over TCP is for who can read the cookie.
@@ -121,11 +152,11 @@ func (d *Daemon) prove(v *visitor, run *session, use broker.Use) (proof, missing
 	}
 	switch {
 	case v.cred.Transport == broker.TCP && v.cred.Inode != 0:
-		if run.tree.HoldsSocket(v.cred.Inode) {
+		if run.tree.HoldsSocket(v.cred.Inode, v.cred.UID) {
 			v.tree.Store(run.tree)
 			return v.proof(), ""
 		}
-		missing = "no process of the current run holds that socket"
+		missing = "no process of the current run holds that socket, or it was made by another user"
 	case v.cred.Transport == broker.TCP:
 		missing = "the kernel did not tell whose socket it is"
 	case v.id != proc.ID{}:

@@ -279,7 +279,7 @@ func (k *keeper) toLog() {
 	if k.logFile == "" {
 		return
 	}
-	if f, err := os.OpenFile(k.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
+	if f, err := os.OpenFile(k.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, logMode); err == nil {
 		_ = unix.Dup3(int(f.Fd()), int(os.Stderr.Fd()), 0)
 		f.Close()
 	}

@@ -23,6 +23,7 @@ const (
 	logQueue    = 2048                       // lines that wait for a slow reader of the log; above that they are dropped and counted
 	logOwn      = 512                        // of these are for zhxd's own lines alone: clients that print much do not push them out
 	logLineMax  = 8 << 10                    // bytes of one line; the rest is cut and marked
+	logMode     = 0o640                      // it has what the clients print
 	logFileMax  = 1 << 20                    // bytes of zhxd.log; above that it becomes zhxd.log.1
 	logFlushMax = time.Second                // how long Close waits for a log that is not being read
 	stampLayout = "2006-01-02T15:04:05.000Z" // UTC, RFC 3339 with milliseconds
@@ -53,7 +54,7 @@ func NewLog(w io.Writer) *Log {
 	return l
 }
 
-// Dropped is the number of lines that were lost because nobody took the log's bytes.
+// Dropped is the number of lines that were lost because nobody took the log's bytes, or the log could not be written.
 func (l *Log) Dropped() int64 { return l.dropped.Load() }
 
 // Logger is the log as a slog.Logger. The attribute client (or source) names whom
@@ -103,8 +104,25 @@ func (l *Log) put(line []byte) {
 func (l *Log) write() {
 	defer close(l.done)
 	var told int64
+	var failed error // of the last line: it is told when there is room again, and until then counted
+	torn := false
 	for line := range l.lines {
-		l.w.Write(line) // an error has nowhere to be told: the next line may fit again
+		if torn {
+			line = append([]byte("\n"), line...)
+		}
+		n, err := l.w.Write(line)
+		if err != nil {
+			torn = torn && n == 0 || n > 1
+			failed = err
+			l.dropped.Add(1)
+			continue
+		}
+		if torn = false; failed != nil {
+			count := l.dropped.Load() - told
+			told += count
+			fmt.Fprintf(l.w, "%s [zhxd] log lines lost (count=%d err=%q) -> the log is written again\n", time.Now().UTC().Format(stampLayout), count, failed)
+			failed = nil
+		}
 		if n := l.dropped.Load(); n != told {
 			fmt.Fprintf(l.w, "%s [zhxd] log lines dropped (count=%d) -> the log was read too slowly\n",
 				time.Now().UTC().Format(stampLayout), n-told)
@@ -206,14 +224,16 @@ func openLogFile(path string) (*logFile, error) {
 }
 
 func (l *logFile) open() error {
-	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, logMode)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
 	l.f, l.size = f, 0
 	debug.SetCrashOutput(f, debug.CrashOptions{}) // under the keeper nobody reads stderr
 	if fi, err := f.Stat(); err == nil {
-		l.size = fi.Size()
+		if l.size = fi.Size(); fi.Mode().IsRegular() && fi.Mode().Perm()&0o007 != 0 { // an earlier zhxd's
+			f.Chmod(logMode)
+		}
 	}
 	return nil
 }

@@ -70,6 +70,9 @@ func TestLogNeverWaits(t *testing.T) {
 // zhxd.log: 1 MiB, one older.
 func TestLogFileRotates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "zhxd.log")
+	if err := os.WriteFile(path, nil, 0o644); err != nil { // an earlier zhxd's
+		t.Fatal(err)
+	}
 	f, err := openLogFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -87,6 +90,9 @@ func TestLogFileRotates(t *testing.T) {
 		}
 		if fi.Size() > logFileMax || fi.Size() == 0 {
 			t.Errorf("%s has %d bytes", filepath.Base(p), fi.Size())
+		}
+		if fi.Mode() != logMode {
+			t.Errorf("%s has mode %v: what clients print is not for everybody", filepath.Base(p), fi.Mode())
 		}
 	}
 	if all, _ := filepath.Glob(path + "*"); len(all) != 2 {

@@ -22,6 +22,12 @@ import (
 // editor, or a script that writes piece by piece, must not stop a client by a half-written file that happens to be valid.
 const removalSettle = 2 * time.Second
 
+const (
+	invalidLook = 2 * time.Second // a file that cannot be used is looked at so often: what hinders may be no matter of the file, and send no event
+	watchAgain  = 2 * time.Second // after the kernel refused to watch the file
+	watchWorks  = watchAgain / 10 // a watch that lasts this long works
+)
+
 // diskState is what status says of the file against what is loaded.
 type diskState struct {
 	word string // ok | changed | invalid
@@ -36,6 +42,7 @@ type reloadRequest struct {
 
 type reloadReply struct {
 	plan procman.Plan
+	old  *config.Config // that was in force
 	conf *config.Config
 	err  error
 }
@@ -65,18 +72,7 @@ func (d *Daemon) reload(ctx context.Context, by string, dry bool) reloadReply {
 // loop applies edits and reload requests until ctx ends.
 func (d *Daemon) loop(ctx context.Context) {
 	d.looping.Store(true)
-	loaded := d.config()
-	go func() {
-		err := loaded.Watch(ctx, func() {
-			select {
-			case d.edited <- struct{}{}:
-			default: // the loop has not looked yet
-			}
-		})
-		if err != nil && ctx.Err() == nil {
-			d.log.Warn("configuration is not watched", "err", err, "next", "zhxctl reload after an edit")
-		}
-	}()
+	go d.watchFile(ctx)
 	still := time.NewTimer(0)
 	still.Stop()
 	var waited fileSum // what must stand still before it is used
@@ -84,6 +80,8 @@ func (d *Daemon) loop(ctx context.Context) {
 		still.Stop()
 		if waited = d.edit(waited); waited != (fileSum{}) {
 			still.Reset(removalSettle)
+		} else if d.onDisk.Load().word == "invalid" {
+			still.Reset(invalidLook)
 		}
 	}
 	for {
@@ -97,6 +95,9 @@ func (d *Daemon) loop(ctx context.Context) {
 			}
 			still.Stop()
 			req.reply <- d.reread(req.by)
+			if d.onDisk.Load().word == "invalid" {
+				still.Reset(invalidLook)
+			}
 		case heard := <-d.board.rolls:
 			close(heard)
 		case <-d.edited:
@@ -104,6 +105,35 @@ func (d *Daemon) loop(ctx context.Context) {
 			edit()
 		case <-still.C:
 			edit()
+		}
+	}
+}
+
+// watchFile tells the loop of edits, until ctx ends.
+func (d *Daemon) watchFile(ctx context.Context) {
+	for told := false; ; told = true {
+		again := time.AfterFunc(watchWorks, func() {
+			if told {
+				d.log.Info("configuration is watched again")
+			}
+		})
+		err := d.config().Watch(ctx, func() {
+			select {
+			case d.edited <- struct{}{}:
+			default: // the loop has not looked yet
+			}
+		})
+		again.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+		if !told {
+			d.log.Warn("configuration is not watched", "err", err, "next", "tried again in "+watchAgain.String()+"; until then zhxctl reload after an edit")
+		}
+		select {
+		case <-time.After(watchAgain):
+		case <-ctx.Done():
+			return
 		}
 	}
 }
@@ -144,7 +174,8 @@ func (d *Daemon) reread(by string) reloadReply {
 		d.invalid(by, err)
 		return reloadReply{err: err}
 	}
-	return reloadReply{plan: d.use(conf, by), conf: conf}
+	old := d.config()
+	return reloadReply{plan: d.use(conf, by), old: old, conf: conf}
 }
 
 // foresee is what a reload would do now.
@@ -154,12 +185,15 @@ func (d *Daemon) foresee() reloadReply {
 		return reloadReply{err: err}
 	}
 	old := d.config()
-	return reloadReply{plan: planWith(procman.Diff(d.specs(old), d.specs(conf)), old.Clients, conf.Clients), conf: conf}
+	return reloadReply{plan: planWith(procman.Diff(d.specs(old), d.specs(conf)), old.Clients, conf.Clients), old: old, conf: conf}
 }
 
 func (d *Daemon) invalid(by string, err error) {
+	now := diskState{word: "invalid", err: strings.TrimPrefix(err.Error(), ErrConfig.Error()+": ")}
+	if was := d.onDisk.Swap(&now); by == "edit" && *was == now {
+		return // told
+	}
 	d.event("", "reload", nil, "refused: the configuration is invalid, by %s", by)
-	d.onDisk.Store(&diskState{word: "invalid", err: strings.TrimPrefix(err.Error(), ErrConfig.Error()+": ")})
 	d.log.Error("configuration invalid", "by", by, "err", err, "next", "nothing changes; mend it, zhxctl check "+d.opts.Config)
 }
 
@@ -189,9 +223,14 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 	old := d.config()
 	next := *conf
 	next.Daemon = old.Daemon // in force until zhxd is restarted
-	next.Daemon.Identity, next.Daemon.Reload = conf.Daemon.Identity, conf.Daemon.Reload
+	next.Daemon.Identity, next.Daemon.Reload, next.Daemon.Metrics = conf.Daemon.Identity, conf.Daemon.Reload, conf.Daemon.Metrics
 	next.Watchdog.Device, next.Watchdog.MagicClose = old.Watchdog.Device, old.Watchdog.MagicClose
 	d.loaded.Store(&next)
+	d.reloaded.Store(time.Now().UnixMilli())
+	select {
+	case d.exhibits <- struct{}{}:
+	default: // it has not looked yet
+	}
 
 	owners := map[string]*client{}
 	d.mu.Lock()

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -35,6 +36,7 @@ var ErrRunning = errors.New("zhxd already runs")
 type rundir struct {
 	path, state, notify string
 	lock                *os.File
+	secret              string // in the cookie; "": not made yet
 }
 
 // holdRundir makes the run directory and takes its lock. ErrRunning names the pid of the zhxd that has it.
@@ -70,11 +72,20 @@ func (r *rundir) make() error {
 		return err
 	}
 	fi, err := os.Stat(r.path)
-	if err == nil && fi.Mode()&dirMode != dirMode {
-		err = os.Chmod(r.path, fi.Mode()|dirMode)
-	}
 	if err != nil {
 		return err
+	}
+	// Whoever could put others in the place of its entries would be zhxd to everybody.
+	if uid := int(fi.Sys().(*syscall.Stat_t).Uid); uid != 0 && uid != os.Geteuid() {
+		return fmt.Errorf("%s is uid %d's: remove it, or name another run_dir", r.path, uid)
+	}
+	if fi.Mode()&0o022 != 0 && fi.Mode()&fs.ModeSticky == 0 {
+		return fmt.Errorf("others can write to %s (mode %v): chmod go-w it", r.path, fi.Mode().Perm())
+	}
+	if fi.Mode()&dirMode != dirMode {
+		if err := os.Chmod(r.path, fi.Mode()|dirMode); err != nil {
+			return err
+		}
 	}
 	for dir, mode := range map[string]fs.FileMode{r.state: stateMode, r.notify: notifyMode} {
 		if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -112,21 +123,25 @@ func (r *rundir) makeCookie(group string) (string, error) {
 		b, err := os.ReadFile(path)
 		if own := fi.Mode() == mode && int(fi.Sys().(*syscall.Stat_t).Uid) == os.Geteuid(); own && err == nil && len(b) == 2*cookieSize &&
 			(gid < 0 || int(fi.Sys().(*syscall.Stat_t).Gid) == gid) {
-			return string(b), nil
+			r.secret = string(b)
+			return r.secret, nil
 		}
+		r.secret = ""
 		if err := os.Remove(path); err != nil {
 			return "", err
 		}
 	}
-	secret := make([]byte, cookieSize)
-	rand.Read(secret)
-	text := hex.EncodeToString(secret)
+	if r.secret == "" {
+		secret := make([]byte, cookieSize)
+		rand.Read(secret)
+		r.secret = hex.EncodeToString(secret)
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	if _, err = f.WriteString(text); err == nil {
+	if _, err = f.WriteString(r.secret); err == nil {
 		err = f.Chown(-1, gid)
 	}
 	if err == nil {
@@ -135,7 +150,15 @@ func (r *rundir) makeCookie(group string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return text, nil
+	return r.secret, nil
+}
+
+// whole tells whether the directories are there, and the lock is the one that this process holds.
+func (r *rundir) whole() bool {
+	ours, err := r.lock.Stat()
+	now, err2 := os.Lstat(r.lock.Name())
+	_, err3 := os.Lstat(r.notify)
+	return errors.Join(err, err2, err3) == nil && os.SameFile(ours, now)
 }
 
 // release gives the run directory up; the lock file stays, so that no two holders can have different files.
@@ -165,14 +188,16 @@ func listenUnix(path, key string, mode fs.FileMode, group string) (*net.UnixList
 			return nil, fmt.Errorf("[daemon] %s: %w", key, err)
 		}
 	}
-	// Born without any permission, then given its group and mode: nobody can connect in between. The umask is the whole
-	// process's: sockets are made before anything else runs.
-	umask := unix.Umask(0o777)
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	unix.Umask(umask)
+	// Born without any permission (bind(2) takes the mode of the socket), then given its group and mode: nobody can connect in
+	// between.
+	born := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		return errors.Join(c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0) }), err)
+	}}
+	l, err := born.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("[daemon] %s: %w", key, err)
 	}
+	ln := l.(*net.UnixListener)
 	gid, err := lookupGroup(group)
 	if err == nil {
 		err = os.Chown(path, -1, gid)

@@ -86,3 +86,43 @@ func TestCookieTaken(t *testing.T) {
 		}
 	}
 }
+
+// A run directory in which others could put their own in the place of its entries is refused.
+func TestRundirOfOthers(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode  os.FileMode
+		uid   int // -1: ours
+		taken bool
+	}{
+		"ours":                  {0o755, -1, true},
+		"as /tmp":               {0o777 | os.ModeSticky, -1, true},
+		"others can write":      {0o777, -1, false},
+		"a group can write":     {0o775, -1, false},
+		"somebody else's":       {0o755, 65534, false},
+		"somebody's, as /tmp":   {0o777 | os.ModeSticky, 65534, false},
+		"closed to all but us":  {0o700, -1, true},
+		"closed, somebody's it": {0o700, 65534, false},
+	} {
+		dir := filepath.Join(t.TempDir(), "run")
+		if c.uid >= 0 && os.Getuid() != 0 {
+			continue // only root can make it
+		}
+		err := os.Mkdir(dir, 0o700)
+		if err == nil {
+			err = os.Chmod(dir, c.mode)
+		}
+		if err == nil {
+			err = os.Chown(dir, c.uid, -1)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := holdRundir(dir)
+		if (err == nil) != c.taken {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			r.release()
+		}
+	}
+}

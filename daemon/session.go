@@ -19,7 +19,7 @@ import (
 
 const (
 	targetsMax = 256  // receivers remembered as "already logged as forwarded" of a run or a stranger; beyond, nothing more is logged
-	foreignMax = 1024 // foreign names with a dog at a time; beyond that arming is refused and counted
+	foreignMax = 1024 // foreign names with a dog at a time, and half of them of one user; beyond that arming is refused and counted
 )
 
 // client is one [client.NAME] of the configuration, over all its runs.
@@ -37,6 +37,7 @@ type client struct {
 
 	pause    *pause    // nil: none; it may be over
 	evidence *evidence // the last; never written to
+	past     past      // what its runs that have ended add to the metrics
 	used     used      // the last look at its processor time
 }
 
@@ -164,6 +165,9 @@ func (s *session) configure(d *Daemon, c config.Client) {
 
 // newDog gives the run a dog, with the pause of its client. client.mu and s.mu are held, or nobody knows s yet.
 func (s *session) newDog(d *Daemon, rules watchdog.Rules) {
+	if s.dog != nil {
+		s.client.past.add(s.dog.Status())
+	}
 	s.dog = d.watch.Dog(s.id, rules)
 	if p := s.client.pause; p != nil && time.Until(p.until) > 0 {
 		s.dog.Pause(time.Until(p.until))

@@ -24,7 +24,7 @@ func (b backend) Status(context.Context) control.Status {
 	conf, disk := b.config(), b.onDisk.Load()
 	st := control.Status{Daemon: &control.DaemonStatus{
 		Version: Version, PID: os.Getpid(), Uptime: control.Seconds(time.Since(b.began)),
-		Config: conf.Path, ConfigState: disk.word, Counters: b.counters(), Watchdog: b.boardStatus(),
+		Config: conf.Path, ConfigState: disk.word, Counters: b.counters(), Watchdog: b.boardStatus(), Metrics: b.exhibited.Load(),
 	}}
 	if disk.err != "" {
 		st.Daemon.ConfigError = &disk.err
@@ -63,7 +63,7 @@ func (b backend) counters() map[string]int64 {
 		"messages_held": n.Held, "messages_released": n.Released, "messages_expired": n.Expired, "published": n.Published,
 		"publications_lost": n.Gaps, "replies_unanswered": n.Unanswered, "answers_untold": n.Untold,
 		"bytes_received": n.Sent.Bytes, "bytes_written": n.Written.Bytes, "bytes_waiting": n.Waiting,
-		"descriptors_received": n.Sent.FDs, "descriptors_written": n.Written.FDs,
+		"descriptors_received": n.Sent.FDs, "descriptors_written": n.Written.FDs, "descriptors_in_transit": n.InTransit,
 		"armings_refused": b.unarmed.Load(), "feeds_ignored": b.unfed.Load(), "late_not_looked_at": b.unlooked.Load(), "log_lines_dropped": b.out.Dropped(), "orphans_unplaced": b.kernel.Unplaced(),
 	}
 }

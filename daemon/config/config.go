@@ -63,6 +63,7 @@ type Config struct {
 // Daemon is [daemon]: keys.go documents each key.
 type Daemon struct {
 	Socket, TCP, Control, RunDir string // TCP is "" or IPv4:port
+	Metrics                      string // "" or IPv4:port
 	StateDir                     string
 	Identity, Reload             string
 	PrototypePresence            bool

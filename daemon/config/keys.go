@@ -60,7 +60,7 @@ var keys = []key{
 		"The mode of that socket; names and identity guard it, a narrower mode may as well."},
 	{"daemon", "socket_group", classDaemon, `""`, account("group", func(t *target) *string { return &t.daemon.SocketGroup }),
 		`The group of that socket; "" is zhxd's own.`},
-	{"daemon", "tcp", classDaemon, `"127.1.1.1:8000"`, loopback(func(t *target) *string { return &t.daemon.TCP }),
+	{"daemon", "tcp", classDaemon, `"127.1.1.1:8000"`, loopback("127.1.1.1", "8000", func(t *target) *string { return &t.daemon.TCP }),
 		`The loopback address that clients connect to; "" is no TCP, ":0" picks a port of 127.1.1.1.`},
 	{"daemon", "control", classDaemon, "", path(func(t *target) *string { return &t.daemon.Control }),
 		"The Unix socket that zhxctl connects to; without it, control.sock in run_dir."},
@@ -76,6 +76,8 @@ var keys = []key{
 		"Whether an edit of this file is applied by itself, or waits for zhxctl reload."},
 	{"daemon", "prototype_presence", classDaemon, `true`, boolean(func(t *target) *bool { return &t.daemon.PrototypePresence }),
 		"Keeps a sleeping process that `ps -a | grep zhx_server` finds, as the prototype's clients do."},
+	{"daemon", "metrics", classLive, `""`, loopback("127.0.0.1", "9155", func(t *target) *string { return &t.daemon.Metrics }),
+		`A loopback address where GET /metrics is answered, beside the control socket, for any user of this machine; "" is none.`},
 	{"daemon", "max_body", classDaemon, `"256KiB"`, bytes("1KiB", "8MiB", func(t *target) *int { return &t.daemon.MaxBody }),
 		"The largest body of a message of protocol 2; what is larger travels as a descriptor."},
 

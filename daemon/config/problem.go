@@ -267,7 +267,7 @@ func unknownKey(name string, path []string) string {
 	if h := homes(name); h != "" {
 		return fmt.Sprintf("%s; it belongs into %s", text, h)
 	}
-	return text + didYouMean(name, keysOf(path[0]))
+	return text + DidYouMean(name, keysOf(path[0]))
 }
 
 // unknownSection is what to say of a key at the top level that is none of ours.
@@ -294,8 +294,8 @@ func (f *file) unknownSection(name string) string {
 // section writes a path as it stands in brackets.
 func section(path []string) string { return printable(toml.Key(path).String()) }
 
-// didYouMean asks for the candidate that word was likely meant to be, if there is one.
-func didYouMean(word string, candidates []string) string {
+// DidYouMean is "; did you mean \"X\"?", X being the candidate that word was likely meant to be, or "".
+func DidYouMean(word string, candidates []string) string {
 	if s := suggest(word, candidates); s != "" {
 		return fmt.Sprintf("; did you mean %q?", s)
 	}

@@ -28,7 +28,7 @@ func (c *Config) Resolve(arg string) ([]string, error) {
 		if clients, ok := known[name]; ok {
 			return clients, nil
 		}
-		return nil, fmt.Errorf("no such client: %q%s", name, didYouMean(name, slices.Sorted(maps.Keys(known))))
+		return nil, fmt.Errorf("no such client: %q%s", name, DidYouMean(name, slices.Sorted(maps.Keys(known))))
 	}
 	var groups []string
 	for _, g := range c.Groups {
@@ -37,7 +37,7 @@ func (c *Config) Resolve(arg string) ([]string, error) {
 		}
 		groups = append(groups, "@"+g.Name)
 	}
-	return nil, fmt.Errorf("no such group: %q%s", arg, didYouMean(arg, groups))
+	return nil, fmt.Errorf("no such group: %q%s", arg, DidYouMean(arg, groups))
 }
 
 // words has what each name of a client stands for.
@@ -81,7 +81,7 @@ func (f *file) members(c *Config, known map[string][]string, list, at []string) 
 	chosen := make(map[string]bool)
 	for _, name := range list {
 		if known[name] == nil && f.count[false] < problemsMax { // else it would take long to find what was meant
-			f.report(at, false, "%s in [%s]: no such client: %q%s", at[len(at)-1], section(top(at)), name, didYouMean(name, slices.Sorted(maps.Keys(known))))
+			f.report(at, false, "%s in [%s]: no such client: %q%s", at[len(at)-1], section(top(at)), name, DidYouMean(name, slices.Sorted(maps.Keys(known))))
 		}
 		for _, n := range known[name] {
 			chosen[n] = true

@@ -177,14 +177,15 @@ func octal[T ~int | ~uint32](example string, at func(*target) *T) value {
 	}).of(matching("^0*[0-7]{1,3}$"))
 }
 
-// loopback is an address of this machine that no other can reach: whoever connects is not asked for a password.
-func loopback(at func(*target) *string) value {
-	return str(`a loopback address, as "127.1.1.1:8000", or "", as zhx serves no network`, at, func(s string) (string, bool) {
+// loopback is an address of this machine that no other can reach: whoever connects is not asked for a password. host is the one
+// of a port alone, port an example.
+func loopback(host, port string, at func(*target) *string) value {
+	return str(`a loopback address, as "`+host+":"+port+`", or "", as zhx serves no network`, at, func(s string) (string, bool) {
 		if s == "" {
 			return "", true
 		}
 		if s[0] == ':' {
-			s = "127.1.1.1" + s
+			s = host + s
 		}
 		a, err := netip.ParseAddrPort(s)
 		return a.String(), err == nil && a.Addr().Is4() && a.Addr().IsLoopback()

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -54,6 +55,10 @@ func (c *Config) Watch(ctx context.Context, changed func()) error {
 		return fmt.Errorf("watch %s: %w", c.Path, err)
 	}
 	defer w.Close()
+	mounts := make(chan struct{}, 1)
+	if stop, err := WatchMounts(mounts); err == nil { // without /proc: what is mounted on the way is noticed at the next event
+		defer stop()
+	}
 	last := look{sum: c.Sum}
 	places, err := follow(w, c.Path)
 	quiet := time.NewTimer(0) // the first look: the file may have changed before it was watched
@@ -63,6 +68,7 @@ func (c *Config) Watch(ctx context.Context, changed func()) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-w.Errors: // events were lost: look
+		case <-mounts:
 		case e := <-w.Events:
 			if !slices.Contains(places, filepath.Clean(e.Name)) { // what is in / it calls //file
 				continue
@@ -82,6 +88,29 @@ func (c *Config) Watch(ctx context.Context, changed func()) error {
 		quiet.Reset(min(settle, max(0, settleMax-time.Since(since))))
 	}
 	return err
+}
+
+// WatchMounts sends to changed, without waiting, whenever something is mounted or unmounted for this process, until stop: a
+// directory that another is mounted over sends no event, nor does one whose file system somebody else has still mounted.
+func WatchMounts(changed chan<- struct{}) (stop func(), err error) {
+	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "mountinfo")
+	conn, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	go conn.Read(func(uintptr) bool { // once at first, then at each change
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+		return false
+	})
+	return func() { f.Close() }, nil
 }
 
 // follow has w watch the directories that path leads through, and no others. It returns the names of which an event is of

@@ -152,7 +152,7 @@ func (f *fake) Wait(_ context.Context, names []string, aim string) ([]Outcome, e
 	return []Outcome{{Name: names[0], Text: aim}}, f.note(Caller{User: "?"}, "wait %v for %s", names, aim)
 }
 func (f *fake) Reload(_ context.Context, by Caller, dry bool) (ReloadResult, error) {
-	return ReloadResult{Plan: []PlanRow{{"gps", "live", "watchdog_timeout"}}}, f.note(by, "reload %v", dry)
+	return ReloadResult{Plan: []PlanRow{{"gps", "live", "watchdog_timeout", []Change{{"watchdog_timeout", "9s", "5s"}}}}}, f.note(by, "reload %v", dry)
 }
 func (f *fake) Send(_ context.Context, by Caller, m SendRequest) error {
 	return f.note(by, "send %v", m)
@@ -238,16 +238,16 @@ func TestRoutes(t *testing.T) {
 		asked, reply                  string
 	}{
 		{"a status without clients has lists, not null", "GET", "/v1/status", "", 200, "",
-			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"watchdog":null,"counters":null},"clients":[],"groups":[{"name":"@g","clients":[]}],"peers":[{"names":[],"pid":null,"uid":null,"transport":"","protocol":0,"managed":false,"proof":"","stuck":false,"sent":{"bytes":0,"messages":0,"descriptors":0},"written":{"bytes":0,"messages":0,"descriptors":0},"waiting_bytes":0}]}`},
+			`{"v":1,"daemon":{"version":"1","pid":7,"uptime_s":0,"config":"","config_state":"ok","config_error":null,"watchdog":null,"metrics":null,"counters":null},"clients":[],"groups":[{"name":"@g","clients":[]}],"peers":[{"names":[],"pid":null,"uid":null,"transport":"","protocol":0,"managed":false,"proof":"","stuck":false,"sent":{"bytes":0,"messages":0,"descriptors":0},"written":{"bytes":0,"messages":0,"descriptors":0},"waiting_bytes":0}]}`},
 		{"names reach the backend with who asked", "POST", "/v1/stop", `{"names":["a","b"]}`, 200, "stop {[a b] false} by " + me, `{"v":1,"clients":[]}`},
 		{"all", "POST", "/v1/restart", `{"all":true}`, 200, "restart {[] true} by " + me, `{"v":1,"clients":[]}`},
 		{"start", "POST", "/v1/start", `{"names":["a"]}`, 200, "start {[a] false} by " + me, `{"v":1,"clients":[]}`},
 		{"neither names nor all", "POST", "/v1/stop", ``, 400, "", `{"error":"give either \"names\" or \"all\"","code":2}`},
 		{"both", "POST", "/v1/stop", `{"names":["a"],"all":true}`, 400, "", `{"error":"give either \"names\" or \"all\"","code":2}`},
 		{"reload needs no body", "POST", "/v1/reload", "", 200, "reload false by " + me,
-			`{"v":1,"dry_run":false,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout"}],"problems":[]}`},
+			`{"v":1,"dry_run":false,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout","changes":[{"key":"watchdog_timeout","old":"9s","new":"5s"}]}],"problems":[]}`},
 		{"a dry run says so", "POST", "/v1/reload", `{"dry_run":true}`, 200, "reload true by " + me,
-			`{"v":1,"dry_run":true,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout"}],"problems":[]}`},
+			`{"v":1,"dry_run":true,"plan":[{"name":"gps","action":"live","why":"watchdog_timeout","changes":[{"key":"watchdog_timeout","old":"9s","new":"5s"}]}],"problems":[]}`},
 		{"why has lists, not null", "GET", "/v1/why?name=gps", "", 200, "why gps by ?",
 			`{"v":1,"name":"gps","state":"backoff","ready":false,"now":"restarts at once","next_s":null,"waits_for":[],"deaths":[{"run":3,"pid":null,"reason":"unknown","code":null,"signal":null,"core":false,"detail":null,"errno":null,"at":"1970-01-01T00:00:00.000Z","ago_s":0,"uptime_s":0,"ready":false,"next":"","lines":[]}],"evidence":null}`},
 		{"why of nobody", "GET", "/v1/why", "", 400, "", `{"error":"why: give one name","code":2}`},
@@ -315,8 +315,8 @@ func TestErrorsPass(t *testing.T) {
 		want    Error
 		status  int
 	}{
-		{"an Error as it is", &Error{Text: "x", Code: CodeUnknown, Hint: "h", Problems: []Problem{{"f", 3, "client.a", "bad", false}}},
-			Error{Text: "x", Code: CodeUnknown, Hint: "h", Problems: []Problem{{"f", 3, "client.a", "bad", false}}}, 404},
+		{"an Error as it is", &Error{Text: "x", Code: CodeUnknown, Hint: "h", Problems: []Problem{{"f", 3, "client.a", "bad", false, 1, 2}}},
+			Error{Text: "x", Code: CodeUnknown, Hint: "h", Problems: []Problem{{"f", 3, "client.a", "bad", false, 1, 2}}}, 404},
 		{"one that is wrapped", fmt.Errorf("outer: %w", &Error{Text: "x", Code: CodeStopped}), Error{Text: "x", Code: CodeStopped}, 409},
 		{"another one is a failure", errors.New("no"), Error{Text: "no", Code: CodeFailed}, 500},
 		{"a time-out", fmt.Errorf("stop: %w", context.DeadlineExceeded), Error{Text: "stop: context deadline exceeded", Code: CodeTimeout}, 504},

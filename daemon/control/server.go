@@ -27,8 +27,7 @@ type Server struct {
 	Access  Access
 	Version string // of zhxd, for the Server header
 	Log     *slog.Logger
-
-	open atomic.Int64 // connections
+	Metrics func() []byte // the page of GET /metrics; it does not wait. nil: there is none
 
 	mu sync.Mutex
 	// mu guards:
@@ -38,12 +37,44 @@ type Server struct {
 // Serve answers until ctx ends, then delivers the answers under way, closes ln and returns nil. It is the last thing that zhxd
 // ends. An error means that ln broke.
 func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
-	hs := s.http(ctx)
+	if err := until(ctx, s.http(ctx), ln); err != nil {
+		return fmt.Errorf("serve control socket %s: %w", ln.Addr(), err)
+	}
+	return nil
+}
+
+// ServeMetrics answers GET /metrics on ln, and nothing else, as Serve does. Whoever can connect may read, and asks for a new page
+// once in metricsRest at most, however many they are.
+func (s *Server) ServeMetrics(ctx context.Context, ln net.Listener) error {
+	var mu sync.Mutex
+	var page []byte
+	var at time.Time
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		if time.Since(at) >= metricsRest {
+			page, at = s.Metrics(), time.Now()
+		}
+		now := page
+		mu.Unlock()
+		exhibit(w, now)
+	})
+	return until(ctx, s.limited(ctx, metricsConns, mux), ln)
+}
+
+func exhibit(w http.ResponseWriter, page []byte) {
+	extend(w)
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	_, _ = w.Write(page) // a reader that is gone needs no answer
+}
+
+// until serves until ctx ends, and then delivers the answers under way.
+func until(ctx context.Context, hs *http.Server, ln net.Listener) error {
 	done := make(chan error, 1)
 	go func() { done <- hs.Serve(ln) }()
 	select {
 	case err := <-done:
-		return fmt.Errorf("serve control socket %s: %w", ln.Addr(), err)
+		return err
 	case <-ctx.Done():
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
@@ -69,6 +100,9 @@ type connKey struct{} // in a request's context: its *net.UnixConn
 
 func (s *Server) http(ctx context.Context) *http.Server {
 	mux := http.NewServeMux()
+	if s.Metrics != nil {
+		mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { exhibit(w, s.Metrics()) })
+	}
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/why", s.why)
 	mux.HandleFunc("GET /v1/explain", s.explain)
@@ -87,15 +121,23 @@ func (s *Server) http(ctx context.Context) *http.Server {
 	mux.Handle("POST /v1/reload", acting(s, s.reload))
 	mux.Handle("POST /v1/send", acting(s, s.send))
 	mux.Handle("POST /v1/shutdown", acting(s, s.shutdown))
+	return s.limited(ctx, connLimit, mux)
+}
+
+// limited makes a server of so many connections.
+func (s *Server) limited(ctx context.Context, limit int64, handler http.Handler) *http.Server {
+	var open atomic.Int64
 	return &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// Of a body that was promised and is not here yet, net/http reads the rest, however long that takes.
+			defer func() { _ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readLimit)) }()
 			w.Header().Set("Server", "zhxd/"+s.Version)
-			if s.open.Load() > connLimit {
+			if open.Load() > limit {
 				w.Header().Set("Connection", "close")
-				refuse(w, Errorf(CodeDown, "try again", "zhxd has %d control connections open and takes no more", connLimit))
+				refuse(w, Errorf(CodeDown, "try again", "zhxd has %d control connections open and takes no more", limit))
 				return
 			}
-			mux.ServeHTTP(w, r)
+			handler.ServeHTTP(w, r)
 		}),
 		ReadHeaderTimeout: readLimit,
 		IdleTimeout:       idleLimit,
@@ -106,11 +148,11 @@ func (s *Server) http(ctx context.Context) *http.Server {
 		ConnState: func(c net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
-				if s.open.Add(1) > 2*connLimit {
+				if open.Add(1) > 2*limit {
 					c.Close()
 				}
 			case http.StateClosed, http.StateHijacked:
-				s.open.Add(-1)
+				open.Add(-1)
 			}
 		},
 	}

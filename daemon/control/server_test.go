@@ -329,3 +329,48 @@ func TestProcGroups(t *testing.T) {
 		}
 	}
 }
+
+// Whoever is connected must ask in time, and as a whole, on both addresses.
+func TestSlowRequests(t *testing.T) {
+	for _, row := range []struct {
+		name, says string
+		limit      time.Duration
+		control    bool
+	}{
+		{"nothing", "", readLimit, false},
+		{"half a request", "GET /metrics HTTP/1.1\r\nHost: x\r\n", readLimit, false},
+		{"no body, which it has promised", "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", readLimit, false},
+		{"no body, on the control socket", "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", readLimit, true},
+		{"no second request", "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", idleLimit, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &Server{Backend: newFake(), Log: quiet(), Metrics: func() []byte { return []byte("page\n") }}
+				client, server := net.Pipe()
+				defer client.Close()
+				ctx, cancel := context.WithCancel(t.Context())
+				ln, ended := &oneConn{conn: server, done: make(chan struct{})}, make(chan error)
+				go func() {
+					if row.control {
+						ended <- until(ctx, s.http(ctx), ln)
+					} else {
+						ended <- s.ServeMetrics(ctx, ln)
+					}
+				}()
+				began := time.Now()
+				fmt.Fprint(client, row.says)
+				text, _ := io.ReadAll(client)
+				if took := time.Since(began); took > row.limit+time.Second {
+					t.Errorf("its connection was closed after %v, want %v", took, row.limit)
+				}
+				if asked := strings.HasSuffix(row.says, "\r\n\r\n"); strings.Contains(string(text), "page\n") != asked {
+					t.Errorf("answered %q", text)
+				}
+				cancel()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

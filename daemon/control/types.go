@@ -49,6 +49,7 @@ type DaemonStatus struct {
 	ConfigState string       `json:"config_state"` // ok | changed | invalid: the file on disk against what is loaded
 	ConfigError *string      `json:"config_error"`
 	Watchdog    *BoardStatus `json:"watchdog"`
+	Metrics     *string      `json:"metrics"` // for people: the address of [daemon] metrics, or why nothing is served there; nil: none is configured
 	// Counters is all that was lost or refused, by what it was, so that nothing is lost in silence.
 	Counters map[string]int64 `json:"counters"`
 }
@@ -345,9 +346,17 @@ type ReloadResult struct {
 // PlanRow is what a new configuration means for one client. Action is keep, live, restart, start or stop; Why has the keys that
 // changed.
 type PlanRow struct {
-	Name   string `json:"name"`
-	Action string `json:"action"`
-	Why    string `json:"why"`
+	Name    string   `json:"name"`
+	Action  string   `json:"action"`
+	Why     string   `json:"why"`
+	Changes []Change `json:"changes"` // of those keys
+}
+
+// Change is what becomes of a key, both as TOML; "": it is not set, and has no default.
+type Change struct {
+	Key string `json:"key"`
+	Old string `json:"old"`
+	New string `json:"new"`
 }
 
 // Problem is one finding in a configuration file. It converts to and from the problem of package config.
@@ -357,6 +366,8 @@ type Problem struct {
 	Section string `json:"section"`
 	Text    string `json:"text"`
 	Warning bool   `json:"warning"`
+	Column  int    `json:"column"` // in characters from 1; 0: none
+	Width   int    `json:"width"`  // how many characters are meant; 0 without Column
 }
 
 // SendRequest is one message to a client.
