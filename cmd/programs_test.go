@@ -58,11 +58,23 @@ type program struct {
 // startZhxd starts zhxd without a terminal, its log read by the test. It ends with the test, with all its clients.
 func startZhxd(t *testing.T, args ...string) *program {
 	t.Helper()
-	p := &program{Cmd: exec.Command(filepath.Join(bin, "zhxd"), args...), t: t, ended: make(chan struct{}), more: make(chan struct{})}
+	return startProgram(t, func(c *exec.Cmd) { c.Args = append(c.Args, args...) })
+}
+
+// startProgram starts zhxd as how says: with arguments, or as somebody else.
+func startProgram(t *testing.T, how ...func(*exec.Cmd)) *program {
+	t.Helper()
+	p := &program{Cmd: exec.Command(filepath.Join(bin, "zhxd")), t: t, ended: make(chan struct{}), more: make(chan struct{})}
 	p.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	log, err := p.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
+	for _, f := range how {
+		f(p.Cmd)
+	}
+	var log io.Reader = strings.NewReader("") // its stderr is something else
+	if p.Stderr == nil {
+		var err error
+		if log, err = p.StderrPipe(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := p.Start(); err != nil {
 		t.Fatal(err)

@@ -69,8 +69,19 @@ func TestReadmeNewcomer(t *testing.T) {
 	}
 }
 
-// The Chinese document shows the same programs, commands and transcripts as the README.
+// The Chinese document has the same sections as the README, and shows the same programs, commands and transcripts.
 func TestReadmeChinese(t *testing.T) {
+	sections := map[string]int{}
+	for _, path := range []string{"../README.md", "../etc/doc/README.zh-CN.md"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sections[path] = strings.Count(string(text), "\n## ")
+	}
+	if sections["../README.md"] != sections["../etc/doc/README.zh-CN.md"] {
+		t.Errorf("sections: %v", sections)
+	}
 	english, chinese := codeBlocks(t, "../README.md"), codeBlocks(t, "../etc/doc/README.zh-CN.md")
 	for _, language := range []string{"", "c", "console", "go", "python", "sh"} {
 		if language == "" { // the first is the transcript, the other a picture with words in it

@@ -1,18 +1,22 @@
 package cmd
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"zhx/daemon/control"
 )
@@ -21,6 +25,8 @@ import (
 // Commands beyond testscript's own:
 //
 //	code N PROGRAM…   the program ends with that exit code
+//	json VERB N PROGRAM…   and what it prints is what daemon/control/schema.json says of that verb
+//	forbidden PROGRAM…   as somebody else, whom nothing here belongs to, it is exit 6 and says what to do
 //	eventually PROGRAM… -- PATTERN   its output matches within 10 s
 //	pidof NAME VAR    the pid of a client (or of zhxd), into a variable
 //	signal NAME PID   what pidof told
@@ -31,6 +37,11 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("ZHX_CONTROL", e.WorkDir+"/run/control.sock")
 			e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			for _, dir := range []string{bin, filepath.Dir(e.WorkDir), e.WorkDir} { // for forbidden
+				if err := os.Chmod(dir, 0o755); err != nil {
+					return err
+				}
+			}
 			e.Defer(func() { // whatever the story left running
 				end := exec.Command(filepath.Join(bin, "zhxctl"), "--control", e.WorkDir+"/run/control.sock", "shutdown")
 				if out, err := end.CombinedOutput(); err != nil {
@@ -44,12 +55,25 @@ func TestScripts(t *testing.T) {
 			}
 			return err
 		},
+		Condition: func(name string) (bool, error) {
+			if name != "nobody" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			return exec.Command("setpriv", slices.Concat(somebodyElse, []string{filepath.Join(bin, "zhxctl"), "schema"})...).Run() == nil, nil
+		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"code":       scriptCode,
+			"code": scriptCode,
+			"json": scriptJSON,
+			"forbidden": func(ts *testscript.TestScript, neg bool, args []string) {
+				scriptCode(ts, neg, slices.Concat([]string{"6", "setpriv"}, somebodyElse, args))
+				if said := ts.ReadFile("stderr") + ts.ReadFile("stdout"); !matches(`(not permitted|permission denied)(.*\n)+  -> `, said) {
+					ts.Fatalf("no word on permission, or on what to do: %s", said)
+				}
+			},
 			"eventually": scriptEventually,
 			"pidof":      scriptPidof,
 			"signal": func(ts *testscript.TestScript, _ bool, args []string) {
-				ts.Check(syscall.Kill(number(ts, args[1]), map[string]syscall.Signal{"KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM}[args[0]]))
+				ts.Check(syscall.Kill(number(ts, args[1]), map[string]syscall.Signal{"KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT, "HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM}[args[0]]))
 			},
 			"gone": func(ts *testscript.TestScript, _ bool, args []string) {
 				pid := number(ts, args[0])
@@ -71,6 +95,42 @@ func scriptCode(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// somebodyElse makes setpriv(1) somebody who owns nothing.
+var somebodyElse = []string{"--reuid=65534", "--regid=65534", "--clear-groups"}
+
+// answers is daemon/control/schema.json, of which each verb is compiled apart.
+var answers = sync.OnceValue(func() *jsonschema.Compiler {
+	c := jsonschema.NewCompiler()
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(control.Schema))
+	if err == nil {
+		err = c.AddResource("schema.json", doc)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return c
+})
+
+func scriptJSON(ts *testscript.TestScript, neg bool, args []string) {
+	scriptCode(ts, neg, args[1:])
+	answersTo(ts, args[0], ts.ReadFile("stdout"))
+}
+
+// answersTo demands that out is what a verb prints with --json: one value or more.
+func answersTo(ts *testscript.TestScript, verb, out string) {
+	schema, err := answers().Compile("schema.json#/$defs/" + strings.ReplaceAll(verb, " ", "%20"))
+	ts.Check(err)
+	values := json.NewDecoder(strings.NewReader(out))
+	values.UseNumber()
+	for n := 0; n == 0 || values.More(); n++ {
+		var v any
+		ts.Check(values.Decode(&v))
+		if err := schema.Validate(v); err != nil {
+			ts.Fatalf("value %d of %s: %v", n, verb, err)
+		}
 	}
 }
 

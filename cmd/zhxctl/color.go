@@ -1,11 +1,12 @@
 package main
 
 import (
+	"io"
 	"os"
 	"regexp"
 	"strings"
-	"unicode/utf8"
 
+	"charm.land/lipgloss/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,17 +34,33 @@ func (a *app) paint(k kind, text string) string {
 var painted = regexp.MustCompile("\x1b\\[[0-9;]*m")
 
 // columns is how many columns text takes on a terminal.
-func columns(text string) int { return utf8.RuneCountInString(painted.ReplaceAllString(text, "")) }
+func columns(text string) int { return lipgloss.Width(text) }
 
-// width is that of the terminal, 80 where it does not say (a serial line); 0: it is none, and lines may have any length.
-func (a *app) width() int {
-	if !isTerminal(a.out.Writer) {
+// cut makes text at most width columns wide; mark, of one column, stands for what is left out.
+func cut(text string, width int, mark string) string {
+	switch {
+	case columns(text) <= width:
+		return text
+	case width < 2: // MaxWidth(0) were none
+		return ""
+	}
+	return lipgloss.NewStyle().MaxWidth(width-1).Render(text) + mark
+}
+
+func (a *app) width() int { return widthOf(a.out.Writer) }
+
+// usualWidth is that of a terminal that does not say it, such as a serial line.
+const usualWidth = 80
+
+// widthOf is the width of a terminal; 0: w is none, and lines may have any length.
+func widthOf(w io.Writer) int {
+	if !isTerminal(w) {
 		return 0
 	}
-	if size, err := unix.IoctlGetWinsize(int(a.out.Writer.(*os.File).Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
+	if size, err := unix.IoctlGetWinsize(int(w.(*os.File).Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
 		return int(size.Col)
 	}
-	return 80
+	return usualWidth
 }
 
 // wrap breaks text at spaces where it is wider than the terminal; its further lines begin with indent.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,7 +25,7 @@ const (
 	defaultRunDir = "/run/zhx"
 	controlName   = "control.sock"
 	dataName      = "zhx.sock"
-	excerpt       = 70 // characters of a line that are shown of it
+	excerpt       = 70 // columns of a line that are shown of it
 )
 
 // socket is the path of the control socket.
@@ -109,11 +110,7 @@ func (a *app) environ(ctx context.Context) (list []string) {
 // load reads the configuration, and gives its problems besides, whether or not it is valid.
 func (a *app) load(environ []string) (*config.Config, []control.Problem, error) {
 	conf, found, err := sorted(config.Load(a.file(nil), config.Options{Environ: environ}))
-	problems := make([]control.Problem, 0, len(found))
-	for _, p := range found {
-		problems = append(problems, plain(p))
-	}
-	return conf, problems, err
+	return conf, plain(found), err
 }
 
 // file is the configuration that is meant: the argument, where there is one.
@@ -136,8 +133,12 @@ func sorted(conf *config.Config, err error) (*config.Config, config.Problems, er
 	return nil, found, err
 }
 
-func plain(p config.Problem) control.Problem {
-	return control.Problem{File: p.File, Line: p.Line, Section: p.Section, Text: p.Text, Warning: p.Warning}
+func plain(found config.Problems) []control.Problem {
+	rows := make([]control.Problem, 0, len(found))
+	for _, p := range found {
+		rows = append(rows, control.Problem(p))
+	}
+	return rows
 }
 
 func (a *app) checkCmd() *cobra.Command {
@@ -165,14 +166,8 @@ ${VARIABLE} and PATH are those of the zhxd that runs, where its environment may 
 
 // report is what check prints. conf is nil where the file is not valid.
 func (a *app) report(path string, conf *config.Config, found config.Problems, strict bool) error {
-	type spot struct {
-		control.Problem
-		Column int `json:"column"` // in characters from 1; 0: none
-		Width  int `json:"width"`  // how many characters are meant
-	}
-	names, spots, warnings := []string{}, []spot{}, 0
+	names, warnings := []string{}, 0
 	for _, p := range found {
-		spots = append(spots, spot{plain(p), p.Column, p.Width})
 		if p.Warning {
 			warnings++
 		}
@@ -185,17 +180,13 @@ func (a *app) report(path string, conf *config.Config, found config.Problems, st
 	valid := conf != nil && (warnings == 0 || !strict)
 	if a.json {
 		a.printJSON(struct {
-			V        int      `json:"v"`
-			Valid    bool     `json:"valid"`
-			Clients  []string `json:"clients"`
-			Problems []spot   `json:"problems"`
-		}{1, valid, names, spots})
+			V        int               `json:"v"`
+			Valid    bool              `json:"valid"`
+			Clients  []string          `json:"clients"`
+			Problems []control.Problem `json:"problems"`
+		}{1, valid, names, plain(found)})
 	} else {
-		var text []byte
-		if len(found) > 0 && found[len(found)-1].Line > 0 { // else it may be no file
-			text, _ = os.ReadFile(path)
-		}
-		a.point(text, found)
+		a.point(a.out, nil, found)
 		summary := fmt.Sprintf("%s, %s", count(len(found)-warnings, "error"), count(warnings, "warning"))
 		if valid {
 			summary = fmt.Sprintf("%s: valid, %s, %s", conf.Path, count(len(names), "client"), count(warnings, "warning"))
@@ -208,11 +199,14 @@ func (a *app) report(path string, conf *config.Config, found config.Problems, st
 	return nil
 }
 
-// point prints problems of a text, each with its line and a caret.
-func (a *app) point(text []byte, found config.Problems) {
+// point prints problems of a text, or without one of the file that they name, each with its line and a caret.
+func (a *app) point(w io.Writer, text []byte, found config.Problems) {
+	if len(found) > 0 && text == nil && found[len(found)-1].Line > 0 { // else it may be no file
+		text, _ = os.ReadFile(found[0].File)
+	}
 	lines := strings.Split(strings.TrimPrefix(string(text), "\ufeff"), "\n")
 	for _, p := range found {
-		fmt.Fprintln(a.out, a.clean(p.String()))
+		fmt.Fprintln(w, escape(p.String()))
 		if p.Column == 0 || p.Line > len(lines) {
 			continue
 		}
@@ -231,8 +225,11 @@ func (a *app) point(text []byte, found config.Problems) {
 			}
 			return ' '
 		}, dots+escape(string(before)))
-		under := max(1, len([]rune(escape(string(rest[:min(p.Width, len(rest))])))))
-		fmt.Fprintf(a.out, "%7d | %s%s\n        | %s%s\n", p.Line, dots, escape(string(before)+string(rest)), pad, strings.Repeat("^", under))
+		for columns(dots+escape(string(before)+string(rest))) > excerpt+len(dots) {
+			rest = rest[:len(rest)-1]
+		}
+		under := max(1, columns(escape(string(rest[:min(p.Width, len(rest))]))))
+		fmt.Fprintf(w, "%7d | %s%s\n        | %s%s\n", p.Line, dots, escape(string(before)+string(rest)), pad, strings.Repeat("^", under))
 	}
 }
 
@@ -269,7 +266,11 @@ func (a *app) reload(ctx context.Context, zhxd *control.Client, dry, code bool) 
 		return err
 	}
 	var rows [][]string
+	changed := 0
 	for _, row := range res.Plan {
+		if row.Action != "keep" {
+			changed++
+		}
 		switch row.Action {
 		case "start":
 			rows = append(rows, []string{"+ " + row.Name, row.Action, row.Why})
@@ -278,6 +279,12 @@ func (a *app) reload(ctx context.Context, zhxd *control.Client, dry, code bool) 
 		case "keep":
 		default:
 			rows = append(rows, []string{"~ " + row.Name, row.Action, row.Why})
+			for i, c := range row.Changes {
+				if i > 0 {
+					rows = append(rows, []string{"", "", ""})
+				}
+				rows[len(rows)-1][2] = fmt.Sprintf("%s: %s -> %s", c.Key, cmp.Or(c.Old, "unset"), cmp.Or(c.New, "unset"))
+			}
 		}
 	}
 	if a.json {
@@ -289,17 +296,18 @@ func (a *app) reload(ctx context.Context, zhxd *control.Client, dry, code bool) 
 		if dry {
 			end = ". Nothing done (dry run)."
 		}
-		fmt.Fprintf(a.out, "%d unchanged%s\n", len(res.Plan)-len(rows), end)
+		fmt.Fprintf(a.out, "%d unchanged%s\n", len(res.Plan)-changed, end)
 	}
-	if code && len(rows) > 0 {
+	if code && changed > 0 {
 		return exit(control.CodeUsage)
 	}
 	return nil
 }
 
 func (a *app) tellProblems(problems []control.Problem) {
+	var found config.Problems
 	for _, p := range problems {
-		one := config.Problem{File: p.File, Line: p.Line, Text: p.Text, Warning: p.Warning}
-		fmt.Fprintln(a.err, escape(one.String()))
+		found = append(found, config.Problem(p))
 	}
+	a.point(a.err, nil, found)
 }

@@ -50,7 +50,7 @@ func TestPoint(t *testing.T) {
 	var b bytes.Buffer
 	a := &app{out: &sink{Writer: &b}}
 	text := "\ufeffx\r\n\x1b[2J = 1\r\n" + strings.Repeat("a", 100) + "\n"
-	a.point([]byte(text), config.Problems{
+	a.point(a.out, []byte(text), config.Problems{
 		{File: "f", Line: 1, Column: 1, Width: 1, Text: "one"},
 		{File: "f", Line: 2, Column: 8, Width: 1, Text: "two"},
 		{File: "f", Line: 3, Column: 101, Width: 1, Text: "at the end"},

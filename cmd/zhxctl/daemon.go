@@ -23,8 +23,9 @@ import (
 // This file starts and ends zhxd itself.
 
 const (
-	unit    = "zhx.service"
-	saidMax = 64 << 10 // bytes of what a zhxd that does not start says; the rest is not shown
+	unit          = "zhx.service"
+	exitForbidden = 4        // systemctl's
+	saidMax       = 64 << 10 // bytes of what a zhxd that does not start says; the rest is not shown
 )
 
 // startDaemon returns when zhxd is ready, whoever started it.
@@ -37,8 +38,11 @@ func (a *app) startDaemon(ctx context.Context, zhxd *control.Client) error {
 	case !errors.Is(err, control.ErrDown):
 		return err
 	case a.hasUnit(ctx):
-		if out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput(); err != nil {
-			return control.Errorf(control.CodeFailed, "journalctl -u "+unit, "systemctl start %s: %w: %s", unit, err, bytes.TrimSpace(out))
+		if err := a.startUnit(ctx, zhxd); err != nil {
+			return err
+		}
+		if path, err := a.socket(); err == nil { // who is not root would have had a zhxd elsewhere
+			zhxd = control.Dial(path)
 		}
 	default:
 		if err := a.launch(ctx, zhxd); err != nil {
@@ -53,11 +57,56 @@ func (a *app) startDaemon(ctx context.Context, zhxd *control.Client) error {
 
 // hasUnit tells whether this board's zhxd is systemd's.
 func (a *app) hasUnit(ctx context.Context) bool {
-	if a.config != "" || a.control != "" || os.Getenv("ZHX_CONTROL") != "" {
+	return a.hasSystemd() && exec.CommandContext(ctx, "systemctl", "--quiet", "is-enabled", unit).Run() == nil
+}
+
+// hasSystemd tells whether systemd may run the zhxd that is meant.
+func (a *app) hasSystemd() bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil && a.config == "" && a.control == "" && os.Getenv("ZHX_CONTROL") == ""
+}
+
+// startUnit waits until zhxd has told systemd that it is ready. Whatever is wrong, systemd goes on trying.
+func (a *app) startUnit(ctx context.Context, zhxd *control.Client) error {
+	end := a.progress(zhxd, nil)
+	out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput()
+	end()
+	switch exit, _ := errors.AsType[*exec.ExitError](err); {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return notReady(ctx, zhxd, "systemctl status "+unit, "systemd")
+	case exit != nil && exit.ExitCode() == exitForbidden:
+		return control.Errorf(control.CodeForbidden, "sudo zhxctl start; a zhxd of your own: zhxctl start --config FILE", "systemctl start %s: %s", unit, bytes.TrimSpace(out))
+	}
+	if conf, problems, broken := a.load(nil); conf == nil && broken == nil {
+		return &control.Error{Code: control.CodeUsage, Hint: "mend it: systemd tries again each second, until zhxctl shutdown", Problems: problems,
+			Text: "zhxd is not started: invalid configuration"}
+	}
+	return control.Errorf(control.CodeFailed, "journalctl -u "+unit+"; systemd tries again each second, until zhxctl shutdown",
+		"systemctl start %s: %w: %s", unit, err, bytes.TrimSpace(out))
+}
+
+// stopUnit keeps systemd from starting a zhxd again that has died, and tells whether it was about to.
+func (a *app) stopUnit(ctx context.Context) bool {
+	if !a.hasSystemd() {
 		return false
 	}
-	_, err := os.Stat("/run/systemd/system")
-	return err == nil && exec.CommandContext(ctx, "systemctl", "--quiet", "is-enabled", unit).Run() == nil
+	state, _ := exec.CommandContext(ctx, "systemctl", "is-active", unit).Output() // exit 3
+	return string(state) == "activating\n" && exec.CommandContext(ctx, "systemctl", "stop", unit).Run() == nil
+}
+
+// notReady is the error where ctx ends before zhxd is ready, which who started it goes on with.
+func notReady(ctx context.Context, zhxd *control.Client, hint, under string) error {
+	_, what := unsettled(tabLimit, zhxd, nil, "waiting", "starting")
+	if what != "" {
+		what = ", " + what
+	}
+	code := control.CodeTimeout
+	if errors.Is(ctx.Err(), context.Canceled) { // ctrl-C
+		code = control.CodeFailed
+	}
+	return control.Errorf(code, "zhxctl status; "+hint, "zhxd is not ready yet%s; it goes on starting, under %s", what, under)
 }
 
 // launch starts zhxd under its keeper and waits until it says that it is ready (sd_notify).
@@ -131,16 +180,7 @@ func (a *app) launch(ctx context.Context, zhxd *control.Client) error {
 		return control.Errorf(code, "its log is "+log, "zhxd did not start: %s", keeper.ProcessState)
 	case <-ctx.Done():
 		end()
-		_, what := unsettled(zhxd, nil, "waiting", "starting")
-		if what != "" {
-			what = ", " + what
-		}
-		code := control.CodeTimeout
-		if errors.Is(ctx.Err(), context.Canceled) { // ctrl-C
-			code = control.CodeFailed
-		}
-		return control.Errorf(code, "zhxctl status; its log is "+log,
-			"zhxd is not ready yet%s; it goes on starting, under the keeper with pid %d", what, keeper.Process.Pid)
+		return notReady(ctx, zhxd, "its log is "+log, fmt.Sprintf("the keeper with pid %d", keeper.Process.Pid))
 	}
 }
 
@@ -209,6 +249,8 @@ func (a *app) shutdown(ctx context.Context, zhxd *control.Client, keep bool) err
 		fmt.Fprintln(a.out, "zhxd is not running")
 		if pid := a.keeper(); pid > 0 && unix.Kill(pid, unix.SIGTERM) == nil {
 			fmt.Fprintf(a.out, "its keeper was about to start it again, and is told to end, pid %d\n", pid)
+		} else if a.stopUnit(ctx) {
+			fmt.Fprintln(a.out, "systemd was about to start it again, and is told to leave it")
 		}
 		return nil
 	}

@@ -56,7 +56,8 @@ func (a *app) initCmd() *cobra.Command {
 }
 
 func (a *app) schemaCmd() *cobra.Command {
-	return &cobra.Command{
+	var answers bool
+	cmd := &cobra.Command{
 		Use:   "schema",
 		Short: "print a JSON Schema of the configuration, for editors",
 		Long: `Print a JSON Schema (draft 4) of the configuration, for editors that know taplo:
@@ -66,10 +67,16 @@ func (a *app) schemaCmd() *cobra.Command {
 and as the first line of clients.toml:  #:schema /usr/share/zhx/clients.schema.json`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := a.out.Write(config.Schema())
+			text := config.Schema()
+			if answers {
+				text = control.Schema
+			}
+			_, err := a.out.Write(text)
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&answers, "answers", false, "print instead one (draft 2020-12) of what --json prints, by verb below $defs")
+	return cmd
 }
 
 func (a *app) editCmd() *cobra.Command {
@@ -174,7 +181,7 @@ func (a *app) edited(ctx context.Context, path, name string, before []byte, o co
 			return nil, nil
 		}
 		conf, found, err := sorted(config.Check(path, after, o))
-		a.point(after, found)
+		a.point(a.out, after, found)
 		if err != nil || conf != nil {
 			return conf, err
 		}

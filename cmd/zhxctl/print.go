@@ -73,8 +73,11 @@ func (a *app) table(rows [][]string, below ...[]string) {
 	}
 }
 
-// gap is between two columns.
-const gap = 2
+const (
+	gap       = 2  // columns between two cells
+	longName  = 26 // columns that a first cell keeps, while others can be left out
+	shortName = 8  // and then
+)
 
 // measure is how wide each column of a table is, and all of them.
 func measure(rows [][]string) (widths []int, total int) {
@@ -91,9 +94,19 @@ func measure(rows [][]string) (widths []int, total int) {
 	return widths, total + gap*(len(widths)-1)
 }
 
-// fit leaves out columns that a terminal is too narrow for: those with these headings, one after the other.
+// fit makes a table as wide as the terminal at most: long names are cut, then columns with these headings are left out, one after
+// the other, and then names are cut shorter.
 func (a *app) fit(rows [][]string, spare ...string) [][]string {
 	limit := a.width()
+	shorten := func(least int) {
+		if widths, total := measure(rows); limit > 0 && total > limit {
+			for i := range rows {
+				rows[i][0] = cut(rows[i][0], max(widths[0]+limit-total, least), "…")
+			}
+		}
+	}
+	shorten(longName)
+	defer shorten(shortName)
 	for _, heading := range spare {
 		if _, total := measure(rows); limit == 0 || total <= limit {
 			break

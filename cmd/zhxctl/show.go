@@ -160,7 +160,7 @@ func (a *app) showGraph(st control.Status) {
 		}
 	}
 	fmt.Fprintln(a.out, a.paint(loud, "Who depends on whom:"))
-	a.table(rows)
+	a.table(a.fit(rows))
 	rows = nil
 	for _, c := range st.Clients {
 		if len(c.TalksTo) > 0 {
@@ -168,7 +168,7 @@ func (a *app) showGraph(st control.Status) {
 		}
 	}
 	fmt.Fprintln(a.out, "\n"+a.paint(loud, "Who has sent something to whom:"))
-	if a.table(rows); rows == nil {
+	if a.table(a.fit(rows)); rows == nil {
 		fmt.Fprintln(a.out, "  nobody, of those that run now")
 	}
 }
@@ -213,5 +213,5 @@ func (a *app) showPeers(peers []control.PeerStatus) {
 		rows = append(rows, []string{names, number(p.PID), number(p.UID), p.Transport, fmt.Sprint(p.Protocol), p.Proof,
 			fmt.Sprint(p.Sent.Messages), fmt.Sprint(p.Written.Messages), waiting})
 	}
-	a.table(a.fit(rows, "UID", "VIA"))
+	a.table(a.fit(rows, "UID", "VIA", "PROTOCOL"))
 }

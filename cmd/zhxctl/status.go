@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"zhx/daemon/config"
 	"zhx/daemon/control"
 )
 
@@ -61,9 +62,11 @@ func only(st control.Status, typed []string) (control.Status, error) {
 	for _, name := range names {
 		if !slices.Contains(all, name) {
 			for _, g := range st.Groups {
-				all = append(all, g.Name)
+				if len(g.Clients) > 0 {
+					all = append(all, g.Name)
+				}
 			}
-			return st, control.Errorf(control.CodeUnknown, "the clients are: "+strings.Join(all, ", "), "no such client: %q", name)
+			return st, control.Errorf(control.CodeUnknown, "zhxctl status", "no such client: %q%s", name, config.DidYouMean(name, all))
 		}
 	}
 	st.Clients = slices.DeleteFunc(st.Clients, func(c control.ClientStatus) bool { return !slices.Contains(names, c.Name) })
@@ -136,7 +139,7 @@ func (a *app) show(st control.Status, whole bool) {
 }
 
 func (a *app) head(st control.Status) {
-	d, n, of, config := st.Daemon, map[string]int{}, []string{}, good
+	d, n, of, color := st.Daemon, map[string]int{}, []string{}, good
 	for _, c := range st.Clients {
 		word := stateWord(c)
 		if n[word]++; n[word] == 1 {
@@ -148,9 +151,9 @@ func (a *app) head(st control.Status) {
 		of[i] = fmt.Sprintf("%d %s", n[word], word)
 	}
 	if d.ConfigState != "ok" {
-		config = bad
+		color = bad
 	}
-	head := fmt.Sprintf("zhxd %s  pid %d  up %s  config %s (%s)", d.Version, d.PID, span(d.Uptime), a.paint(config, d.ConfigState), d.Config)
+	head := fmt.Sprintf("zhxd %s  pid %d  up %s  config %s (%s)", d.Version, d.PID, span(d.Uptime), a.paint(color, d.ConfigState), d.Config)
 	clients := strings.TrimSuffix(count(len(st.Clients), "client")+": "+strings.Join(of, ", "), ": ")
 	fmt.Fprintf(a.out, "%s\n%s\n", a.wrap(head, "  "), a.wrap(clients, "  "))
 	if w := d.Watchdog; w != nil {
@@ -163,7 +166,7 @@ func (a *app) head(st control.Status) {
 		fmt.Fprintf(a.out, "! %s is invalid; what was loaded before stays in force\n", d.Config)
 		if d.ConfigError != nil {
 			for line := range strings.Lines(*d.ConfigError) {
-				fmt.Fprintf(a.out, "!   %s\n", a.clean(strings.TrimSuffix(line, "\n")))
+				fmt.Fprintln(a.out, a.wrap("!   "+a.clean(strings.TrimSuffix(line, "\n")), "!     "))
 			}
 		}
 		fmt.Fprintf(a.out, "  -> zhxctl check %s\n", d.Config)
@@ -298,6 +301,17 @@ func ending(e *control.ExitStatus) string {
 	return e.Reason
 }
 
+// cause is how and when a run ended, and what is known of why.
+func cause(e *control.ExitStatus) string {
+	text := ending(e) + " " + span(e.Ago) + " ago"
+	if e.Detail != nil {
+		text += " (" + *e.Detail + ")"
+	} else if e.Reason == "unknown" {
+		text += " (" + notTold + ")"
+	}
+	return text
+}
+
 // well tells whether a run has ended as it may.
 func well(e *control.ExitStatus) bool { return e == nil || e.Success || e.Code != nil && *e.Code == 0 }
 
@@ -308,7 +322,11 @@ func ailment(c control.ClientStatus) (text, next string) {
 	case c.State == "unkillable":
 		return "its process does not end, not even by SIGKILL: the kernel holds it", "look at /proc/" + number(c.PID) + "/stack and the kernel's log"
 	case c.State == "failed" && c.Why != nil:
-		return *c.Why, "zhxctl start " + c.Name + ", when that is mended"
+		text = *c.Why
+		if e != nil {
+			text += ", the last time " + cause(e)
+		}
+		return text, why + "; then zhxctl start " + c.Name
 	case c.State == "running" && !c.Ready && c.Phase == nil:
 		return "runs, and is not ready yet", why
 	case len(c.WaitsFor) > 0:
@@ -316,14 +334,9 @@ func ailment(c control.ClientStatus) (text, next string) {
 	case well(e) || !slices.Contains([]string{"backoff", "failed", "exited"}, c.State):
 		return "", ""
 	}
-	text, next = ending(e)+" "+span(e.Ago)+" ago", why
+	text, next = cause(e), why
 	if e.Reason == "spawn" {
 		next = "zhxctl check"
-	}
-	if e.Detail != nil {
-		text += " (" + *e.Detail + ")"
-	} else if e.Reason == "unknown" {
-		text += " (" + notTold + ")"
 	}
 	if c.Next != nil {
 		text += ", next start in " + span(*c.Next)

@@ -68,16 +68,7 @@ func (m *top) lines() []string {
 	return out
 }
 
-// cut makes text at most width columns wide, as terminals count them.
-func (m *top) cut(text string, width int) string {
-	switch {
-	case lipgloss.Width(text) <= width:
-		return text
-	case width < 2: // MaxWidth(0) were none
-		return ""
-	}
-	return lipgloss.NewStyle().MaxWidth(width-1).Render(text) + m.glyph("…", "~")
-}
+func (m *top) cut(text string, width int) string { return cut(text, width, m.glyph("…", "~")) }
 
 func (m *top) glyph(fine, plain string) string {
 	if m.plain {

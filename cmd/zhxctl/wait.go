@@ -5,23 +5,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"zhx/daemon/control"
 )
 
 // This file waits, and says what for.
 
-const (
-	lookEvery  = time.Second // progress is shown so often, the first time after as long
-	usualWidth = 80          // columns of a terminal that does not say it, such as a serial line
-)
+// lookEvery is how often progress is shown; the first time after as long.
+const lookEvery = time.Second
 
 func (a *app) waitCmd() *cobra.Command {
 	var aim string
@@ -47,10 +43,10 @@ Exit 0: it is so. 3: it cannot come to that without somebody's doing. 5: not wit
 	return cmd
 }
 
-// unsettled says of the clients named (none: of all), as far as they are in one of states (none: in any), which are on their way and
+// unsettled says within limit of the clients named (none: of all), as far as they are in one of states (none: in any), which are on their way and
 // what to. who is the first of them, else of the named.
-func unsettled(zhxd *control.Client, names []string, states ...string) (who, text string) {
-	ctx, cancel := context.WithTimeout(context.Background(), tabLimit)
+func unsettled(limit time.Duration, zhxd *control.Client, names []string, states ...string) (who, text string) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	st, _ := zhxd.Status(ctx) // an error: there is nothing to say
 	names = members(st.Groups, names)
@@ -80,7 +76,8 @@ func unsettled(zhxd *control.Client, names []string, states ...string) (who, tex
 // late says of a time-out what is not done yet, if zhxd says so.
 func (a *app) late(zhxd *control.Client, names []string, err error) error {
 	if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.CodeTimeout {
-		if who, what := unsettled(zhxd, names); who != "" {
+		limit := min(tabLimit, cmp.Or(20*max(a.timeout, 0), tabLimit)) // who wants it soon waits no second for an explanation
+		if who, what := unsettled(limit, zhxd, names); who != "" {
 			text := strings.TrimSuffix(fmt.Sprintf("%s: not within %s: %s", a.verb, cmp.Or(max(a.timeout, 0), actLimit), what), ": ")
 			return control.Errorf(control.CodeTimeout, "zhxctl why "+who, "%s; what was begun goes on", text)
 		}
@@ -107,17 +104,11 @@ func (a *app) progress(zhxd *control.Client, names []string) (end func()) {
 				return
 			case <-tick.C:
 			}
-			_, what := unsettled(zhxd, names)
-			line := []rune(escape(strings.TrimSuffix(fmt.Sprintf("%s %s: %s", a.verb, span(time.Since(began).Seconds()), what), ": ")))
-			most := usualWidth - 1 // in the last column, some terminals begin a new line
-			if size, err := unix.IoctlGetWinsize(int(a.err.(*os.File).Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 2 {
-				most = int(size.Col) - 1
-			}
-			if len(line) > most {
-				line = append(line[:most-1], '…')
-			}
-			fmt.Fprintf(a.err, "\r%-*s", shown, string(line))
-			shown = max(shown, len(line))
+			_, what := unsettled(tabLimit, zhxd, names)
+			line := escape(strings.TrimSuffix(fmt.Sprintf("%s %s: %s", a.verb, span(time.Since(began).Seconds()), what), ": "))
+			line = cut(line, widthOf(a.err)-1, "…") // in the last column, some terminals begin a new line
+			fmt.Fprintf(a.err, "\r%s%*s", line, max(shown-columns(line), 0), "")
+			shown = max(shown, columns(line))
 		}
 	}()
 	return func() { close(done); <-gone }

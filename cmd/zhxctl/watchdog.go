@@ -43,7 +43,7 @@ MISSES counts feeds that came after warn_after, by default half of the timeout; 
 
 func (a *app) pauseCmd() *cobra.Command {
 	var reason string
-	cmd := &cobra.Command{
+	cmd := a.asJSON(&cobra.Command{
 		Use:   "pause NAME|@GROUP DURATION",
 		Short: "stop the watchdog's clock for a client, for a time such as 10m",
 		Long:  "Stop the watchdog's clock for a client. It goes on by itself after the time given, with a whole timeout.",
@@ -57,7 +57,7 @@ func (a *app) pauseCmd() *cobra.Command {
 				return zhxd.Pause(ctx, control.PauseRequest{Names: w.Names, Seconds: length.Seconds(), Reason: reason})
 			}, control.Which{Names: args[:1]})
 		},
-	}
+	})
 	cmd.Flags().StringVar(&reason, "reason", "", "why, a `TEXT` that status shows")
 	return cmd
 }
@@ -71,7 +71,7 @@ func (a *app) showWatchdog(st control.Status) {
 	for _, c := range st.Clients {
 		w := c.Watchdog
 		if w == nil {
-			rows, below = append(rows, []string{c.Name, "off"}), append(below, nil)
+			rows, below = append(rows, []string{c.Name, "off", "", "", "", "", "", "", ""}), append(below, nil)
 			continue
 		}
 		cells := []string{c.Name, dogText(w), exact(w.Timeout), "-", "-", "-", "-", strconv.FormatInt(w.Misses, 10), strconv.FormatInt(w.Lapses, 10)}
@@ -90,7 +90,7 @@ func (a *app) showWatchdog(st control.Status) {
 		}
 		rows, below = append(rows, cells), append(below, notes)
 	}
-	a.table(rows, below...)
+	a.table(a.fit(rows, "P99", "MIN", "MEAN"), below...)
 }
 
 // exact is a duration with the digits that matter to a deadline.
