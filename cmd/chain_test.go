@@ -19,9 +19,13 @@ import (
 // The chain "client, zhxd, keeper or init, hardware" as etc/doc/watchdog.md tells it, link by link, with the files of etc. That
 // the keeper replaces a zhxd that died is TestCrash, one that hangs TestKeepReal of daemon; the hardware is daemon's board_test.
 
+// long is how many seconds a client sleeps that must live through it all. It is a number of its own: the zhxd of another test, which
+// sees it while no zhxd lives to answer for it, must not take it for a copy of a client of its own.
+var long = fmt.Sprintf("1%07d", os.Getpid())
+
 // boardConfig is a board with one client that must live through it all.
 func boardConfig(t *testing.T, dir string) string {
-	return write(t, "clients.toml", fmt.Sprintf("[daemon]\nrun_dir = %q\ntcp = \"\"\nprototype_presence = false\n[client.sleeper]\ncommand = ['sleep', '1000']\n", dir+"/run"))
+	return write(t, "clients.toml", fmt.Sprintf("[daemon]\nrun_dir = %q\ntcp = \"\"\nprototype_presence = false\n[client.sleeper]\ncommand = ['sleep', '%s']\n", dir+"/run", long))
 }
 
 // unitKeys reads a unit file: the last value of each key of a section.

@@ -29,8 +29,8 @@ var mayImport = map[string][]string{
 // topLevel is all that lies at the top, dot files aside.
 var topLevel = []string{"cmd", "daemon", "etc", "ipc", "procman", "watchdog", "go.mod", "go.sum", "Makefile", "README.md"}
 
-// built is what the Makefile makes; git ignores it.
-var built = []string{"bin", "dist"}
+// built is what the Makefile makes: git ignores it, or it is in a release alone (vendor).
+var built = []string{"bin", "dist", "vendor"}
 
 type goPackage struct {
 	ImportPath, Name, Doc string

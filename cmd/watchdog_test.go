@@ -449,6 +449,10 @@ func play(args []string) {
 		bareTimer()
 	case stormArg:
 		stormer(args[1:])
+	case soakArg:
+		soaker(args[1:])
+	case innocentArg:
+		innocent(args[1:])
 	case burnerArg:
 		for n := 0; ; n++ {
 		}
