@@ -266,22 +266,11 @@ func (b backend) Reload(ctx context.Context, by control.Caller, dry bool) (contr
 		return control.ReloadResult{}, e
 	}
 	res.Problems = problemRows(reply.conf.Warnings)
+	was, is := reply.old.Values(), reply.conf.Values()
 	for _, row := range reply.plan {
 		one := control.PlanRow{Name: row.Name, Action: string(row.Action), Why: strings.Join(row.Why, ", "), Changes: []control.Change{}}
 		for _, key := range row.Why {
-			one.Changes = append(one.Changes, control.Change{Key: key})
-		}
-		if len(row.Why) > 0 {
-			for _, k := range reply.old.KeysOf(row.Name) {
-				if at := slices.Index(row.Why, k.Key); at >= 0 {
-					one.Changes[at].Old = k.Value
-				}
-			}
-			for _, k := range reply.conf.KeysOf(row.Name) {
-				if at := slices.Index(row.Why, k.Key); at >= 0 {
-					one.Changes[at].New = k.Value
-				}
-			}
+			one.Changes = append(one.Changes, control.Change{Key: key, Old: was(row.Name, key), New: is(row.Name, key)})
 		}
 		res.Plan = append(res.Plan, one)
 	}

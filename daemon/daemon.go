@@ -29,6 +29,7 @@ import (
 
 	sdaemon "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"zhx/daemon/config"
 	"zhx/daemon/control"
@@ -48,7 +49,7 @@ var Version = "devel"
 const (
 	oneWish  = 500 * time.Millisecond // two signals to end within that are one
 	startMax = time.Minute            // for all clients of autostart to be spawned; then zhxd is ready without those that are not, and names them
-	threads  = 16                     // that zhxd has from its start on; 5 to 9 is what it uses
+	threads  = 16                     // that zhxd has from its start on; 5 to 9 is what it uses, but under a flood
 	tcpAgain = time.Second            // between attempts to listen on an address of TCP that somebody else has
 	endMax   = 90 * time.Second       // for all clients to stop, by levels; then what is left is killed, and named
 )
@@ -96,6 +97,7 @@ type Daemon struct {
 	unarmed     atomic.Int64                       // armings of strangers refused: another user's name, or foreignMax
 	unfed       atomic.Int64                       // feeds of a dog that was not armed
 	foreignRuns atomic.Uint64
+	foreignLog  *rate.Limiter          // of lines about lapses of users who are neither root nor zhxd's own
 	keep        atomic.Bool            // clients go on when this zhxd ends
 	looping     atomic.Bool            // the configuration's loop has begun
 	looks       atomic.Int64           // at late clients, under way
@@ -122,7 +124,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	d := &Daemon{
-		opts: o, began: time.Now(),
+		opts: o, began: time.Now(), foreignLog: rate.NewLimiter(foreignLines, foreignLines),
 		reloads: make(chan reloadRequest), edited: make(chan struct{}, 1), exhibits: make(chan struct{}, 1),
 		clients: map[string]*client{}, foreign: map[string]*foreign{}, events: events{said: map[string]said{}},
 	}
@@ -262,9 +264,8 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 		return func() { d.bus.Unserve(ln) }
 	}
 	listeners.control.serve = func(ln *net.UnixListener) func() {
-		limited, end := context.WithCancel(serving)
-		parts.Go(func() { d.ctl.Serve(limited, ln) })
-		return end
+		parts.Go(func() { d.ctl.Serve(serving, ln) })
+		return func() { ln.Close() } // what is being answered goes on
 	}
 	if listeners.tcp != nil {
 		parts.Go(func() { data(listeners.tcp) })

@@ -6,6 +6,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,9 @@ import (
 
 // foreignBit marks the run numbers of foreign dogs, so that they never meet those of a client's runs.
 const foreignBit = 1 << 63
+
+// foreignLines of the log, at once and a second, are for lapses of foreign programs; beyond, they are judged without one.
+const foreignLines = 20
 
 // stranger is a free name as one peer uses it. It implements broker.Session; the peer's reader alone calls it.
 type stranger struct {
@@ -159,7 +163,11 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 	if f == nil {
 		return // armed anew meanwhile
 	}
-	log := d.log.With("client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "timeout", l.Timeout)
+	log := slog.New(slog.DiscardHandler)
+	if f.uid == 0 || f.uid == os.Geteuid() || d.foreignLog.Allow() {
+		log = d.log
+	}
+	log = log.With("client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "timeout", l.Timeout)
 	if f.id == (proc.ID{}) {
 		log.Warn("lapse of a foreign client", "next", "not killed: "+f.missing+"; its dog is removed")
 		return

@@ -35,11 +35,18 @@ type guarded struct {
 	end func()
 }
 
-func (g *guarded) open() (err error) {
-	if g.ln, err = g.make(); err == nil {
-		g.as, err = os.Lstat(g.path)
+func (g *guarded) open() error {
+	ln, err := g.make()
+	if err != nil {
+		return err
 	}
-	return err
+	as, err := os.Lstat(g.path)
+	if err != nil {
+		ln.Close()
+		return err
+	}
+	g.ln, g.as = ln, as
+	return nil
 }
 
 // guard looks after the run directory and the sockets until ctx ends.
@@ -61,6 +68,9 @@ func (d *Daemon) guard(ctx context.Context, sockets []*guarded) {
 			}
 		} else {
 			told = ""
+			if events == nil { // something was not there to be watched; now it is
+				continue
+			}
 			event := make(chan struct{})
 			go func() {
 				events.Read(make([]byte, unix.SizeofInotifyEvent+unix.NAME_MAX+1))
@@ -80,7 +90,7 @@ func (d *Daemon) guard(ctx context.Context, sockets []*guarded) {
 }
 
 // watchPlaces has the kernel tell when one of the places is deleted, moved or unmounted, or something in a socket's directory is.
-// What is not there is not watched.
+// nil without an error: one is not there.
 func (d *Daemon) watchPlaces(sockets []*guarded) (*os.File, error) {
 	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
 	if err != nil {
@@ -92,8 +102,11 @@ func (d *Daemon) watchPlaces(sockets []*guarded) (*os.File, error) {
 		places[filepath.Dir(g.path)] = itself | unix.IN_DELETE | unix.IN_MOVED_FROM
 	}
 	for path, mask := range places {
-		if _, err := unix.InotifyAddWatch(fd, path, mask); err != nil && err != unix.ENOENT {
+		if _, err := unix.InotifyAddWatch(fd, path, mask); err != nil {
 			unix.Close(fd)
+			if err == unix.ENOENT {
+				return nil, nil
+			}
 			return nil, fmt.Errorf("watch %s: %w", path, err)
 		}
 	}
@@ -103,7 +116,8 @@ func (d *Daemon) watchPlaces(sockets []*guarded) (*os.File, error) {
 // restore makes again what is gone.
 func (d *Daemon) restore(sockets []*guarded) error {
 	var errs []error
-	if !d.dir.whole() {
+	removed := !d.dir.whole()
+	if removed {
 		again, err := holdRundir(d.dir.path)
 		if err == nil {
 			d.dir.lock.Close()
@@ -111,7 +125,6 @@ func (d *Daemon) restore(sockets []*guarded) error {
 			d.log.Error("run directory was removed", "path", d.dir.path,
 				"next", "it is made again; what running clients say by sd_notify is not heard until they are restarted")
 			_, err = d.dir.makeCookie(d.config().Daemon.SocketGroup)
-			d.procs.Save()
 		}
 		errs = append(errs, err)
 	}
@@ -127,6 +140,9 @@ func (d *Daemon) restore(sockets []*guarded) error {
 		d.log.Error("socket was removed", "path", g.path, "next", "it is made again; who is connected stays so")
 		g.end()
 		g.end = g.serve(g.ln)
+	}
+	if removed {
+		d.procs.Save() // last: it waits for each client's loop
 	}
 	return errors.Join(errs...)
 }

@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -264,13 +265,34 @@ func (k *keeper) hear(socket *net.UnixConn) {
 // notifyOuter is sd_notify(3), but does not wait for ever: if whoever watches this process is stopped, its socket is full soon, and
 // clients and hardware are to be looked after all the same.
 func notifyOuter(note string) {
-	conn, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
-	if err != nil {
-		return // nobody watches
+	outer.mu.Lock()
+	defer outer.mu.Unlock()
+	for range 2 { // it may be another by now, at the same path
+		if path := os.Getenv("NOTIFY_SOCKET"); outer.Conn == nil || outer.path != path {
+			conn, err := net.Dial("unixgram", path)
+			if err != nil {
+				return // nobody watches
+			}
+			if outer.Conn != nil {
+				outer.Close()
+			}
+			outer.Conn, outer.path = conn, path
+		}
+		_ = outer.SetWriteDeadline(time.Now().Add(noteWait))
+		if _, err := outer.Write([]byte(note)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		outer.Close()
+		outer.Conn = nil
 	}
-	defer conn.Close()
-	_ = conn.SetWriteDeadline(time.Now().Add(noteWait))
-	_, _ = conn.Write([]byte(note))
+}
+
+// outer is whoever watches this process. It stays connected: it would be taken for hung where descriptors have run out, or somebody
+// has removed the socket with the run directory.
+var outer struct {
+	mu sync.Mutex
+	net.Conn
+	path string
 }
 
 // toLog makes the log file, which zhxd rotates, stderr: until now it was whoever started the keeper that read it, from now on

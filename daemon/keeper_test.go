@@ -414,6 +414,12 @@ func TestNotifyOuter(t *testing.T) {
 	if n, err := socket.Read(buf); err != nil || string(buf[:n]) != "READY=1" {
 		t.Fatalf("%q, %v", buf[:n], err)
 	}
+	os.Remove(path) // as with the run directory
+	notifyOuter("WATCHDOG=1")
+	socket.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := socket.Read(buf); err != nil || string(buf[:n]) != "WATCHDOG=1" {
+		t.Fatalf("without its path: %q, %v", buf[:n], err)
+	}
 	for took := time.Duration(0); took < noteWait; { // as many as the kernel takes (net.unix.max_dgram_qlen) go at once
 		began := time.Now()
 		notifyOuter("WATCHDOG=1")

@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
-
 	"strconv"
 	"strings"
 	"time"

@@ -120,11 +120,12 @@ func (r *rundir) makeCookie(group string) (string, error) {
 	}
 	path := r.cookiePath()
 	if fi, err := os.Lstat(path); err == nil {
-		b, err := os.ReadFile(path)
-		if own := fi.Mode() == mode && int(fi.Sys().(*syscall.Stat_t).Uid) == os.Geteuid(); own && err == nil && len(b) == 2*cookieSize &&
-			(gid < 0 || int(fi.Sys().(*syscall.Stat_t).Gid) == gid) {
-			r.secret = string(b)
-			return r.secret, nil
+		st := fi.Sys().(*syscall.Stat_t)
+		if fi.Mode() == mode && int(st.Uid) == os.Geteuid() && (gid < 0 || int(st.Gid) == gid) { // else it may be a FIFO, and not read
+			if b, err := os.ReadFile(path); err == nil && len(b) == 2*cookieSize {
+				r.secret = string(b)
+				return r.secret, nil
+			}
 		}
 		r.secret = ""
 		if err := os.Remove(path); err != nil {

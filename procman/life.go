@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -84,7 +85,11 @@ func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 	}
 	childEnd, err := l.output(s, &c)
 	if err != nil {
-		return nil, errOurs{fmt.Errorf("make its output: %w", err)}
+		err = fmt.Errorf("make its output: %w", err)
+		if !errors.Is(err, fs.ErrPermission) { // its user =, where zhxd is not root
+			err = errOurs{err}
+		}
+		return nil, err
 	}
 	defer childEnd.Close()
 	if err = h.listen(l, in); proc.Shortage(err) {

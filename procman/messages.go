@@ -357,6 +357,7 @@ func (m killMsg) on(p *program) {
 	}
 	p.because("kill asked by " + m.by)
 	p.handle(event{kind: evKill})
+	p.publish() // who waits then for it to be ready means the next run
 	m.refuse(nil)
 }
 

@@ -26,16 +26,38 @@ type KeySet struct {
 
 // KeysOf lists what each key of a client is, in the order in which they are documented; nil if there is no such client. A value
 // stands as the file has it, unless it means more than it says: by ${VARIABLE}, [defaults] or another key.
-func (c *Config) KeysOf(client string) (set []KeySet) {
-	i := slices.IndexFunc(c.Clients, func(cl Client) bool { return cl.Name == client })
+func (c *Config) KeysOf(client string) []KeySet {
 	f := &file{path: c.Path, text: c.text}
-	if i < 0 || !f.decode() {
+	if !f.decode() {
+		return nil
+	}
+	return c.keysOf(f, client, "")
+}
+
+// Values is for what KeysOf says of keys of many clients: the file is decoded once.
+func (c *Config) Values() func(client, key string) string {
+	f := &file{path: c.Path, text: c.text}
+	if !f.decode() { // it was valid once
+		return func(string, string) string { return "" }
+	}
+	return func(client, key string) (value string) {
+		for _, k := range c.keysOf(f, client, key) {
+			value = k.Value
+		}
+		return value
+	}
+}
+
+// keysOf is KeysOf; with only, of that key alone, and without its line, which takes long to find.
+func (c *Config) keysOf(f *file, client, only string) (set []KeySet) {
+	i := slices.IndexFunc(c.Clients, func(cl Client) bool { return cl.Name == client })
+	if i < 0 {
 		return nil
 	}
 	cl, written := c.Clients[i], Client{}
 	is, was := target{client: &cl}, target{client: &written}
 	for _, k := range keys {
-		if k.section != "client" {
+		if k.section != "client" || only != "" && k.name != only {
 			continue
 		}
 		at, as := f.entry(cl.Base, k.name), ""
@@ -61,7 +83,7 @@ func (c *Config) KeysOf(client string) (set []KeySet) {
 			as = inline(meaning(k.get(&is)))
 		}
 		one := KeySet{Key: k.name, Value: as}
-		if at != nil {
+		if at != nil && only == "" {
 			one.From, one.Line = section(top(at)), f.line(at)
 		}
 		set = append(set, one)

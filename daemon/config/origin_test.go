@@ -56,6 +56,9 @@ critical = true
 		{"oneshot changes a default", "restart", `"on-failure"   0`},
 		{"critical, too", "start_limit", `{ burst = 5, interval = "10m" }   0`},
 	} {
+		if value := c.Values()("pool-2", tt.key); !strings.HasPrefix(tt.want, value+"  ") {
+			t.Errorf("%s: the value of %s alone is %s", tt.purpose, tt.key, value)
+		}
 		if got[tt.key] != tt.want {
 			t.Errorf("%s: %s is %s, want %s", tt.purpose, tt.key, got[tt.key], tt.want)
 		}

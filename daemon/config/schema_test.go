@@ -5,109 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"reflect"
-	"regexp"
 	"slices"
+	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 )
-
-// violations checks v, as TOML decodes it, by the words of JSON Schema that Schema uses; any other word is one, too.
-func violations(at string, schema map[string]any, v any) (bad []string) {
-	say := func(format string, args ...any) { bad = append(bad, at+": "+fmt.Sprintf(format, args...)) }
-	sub := func(of any, name string, v any) {
-		bad = append(bad, violations(at+"."+name, of.(map[string]any), v)...)
-	}
-	object, _ := v.(map[string]any)
-	list, isList := v.([]any)
-	if tables, ok := v.([]map[string]any); ok {
-		isList = true
-		for _, t := range tables {
-			list = append(list, t)
-		}
-	}
-	text, isText := v.(string)
-	n, isWhole := v.(int64)
-	_, isBool := v.(bool)
-	properties, _ := schema["properties"].(map[string]any)
-	patterns, _ := schema["patternProperties"].(map[string]any)
-	for word, want := range schema {
-		switch word {
-		case "$schema", "title", "description", "default", "properties":
-		case "type":
-			if ok, known := map[string]bool{"object": object != nil, "array": isList, "string": isText, "integer": isWhole, "boolean": isBool}[want.(string)]; !ok || !known {
-				say("%v is no %v", v, want)
-			}
-		case "enum":
-			if !slices.ContainsFunc(want.([]any), func(x any) bool { return reflect.DeepEqual(x, v) }) {
-				say("%v is none of %v", v, want)
-			}
-		case "anyOf":
-			if !slices.ContainsFunc(want.([]any), func(s any) bool { return violations(at, s.(map[string]any), v) == nil }) {
-				say("%v is nothing of %v", v, want)
-			}
-		case "pattern":
-			if re := regexp.MustCompile(want.(string)); isText && !re.MatchString(text) {
-				say("%q does not match %v", text, want)
-			}
-		case "minLength":
-			if isText && utf8.RuneCountInString(text) < int(want.(float64)) {
-				say("%q is too short", text)
-			}
-		case "minimum":
-			if isWhole && float64(n) < want.(float64) {
-				say("%d is less than %v", n, want)
-			}
-		case "maximum":
-			if isWhole && float64(n) > want.(float64) {
-				say("%d is more than %v", n, want)
-			}
-		case "minItems":
-			if isList && len(list) < int(want.(float64)) {
-				say("has %d items", len(list))
-			}
-		case "items":
-			for i, item := range list {
-				sub(want, fmt.Sprint(i), item)
-			}
-		case "required":
-			for _, name := range want.([]any) {
-				if _, ok := object[name.(string)]; object != nil && !ok {
-					say("lacks %v", name)
-				}
-			}
-		case "patternProperties", "additionalProperties":
-			for _, name := range slices.Sorted(maps.Keys(object)) {
-				if properties[name] != nil {
-					continue
-				}
-				matches := false
-				for pattern, s := range patterns {
-					if regexp.MustCompile(pattern).MatchString(name) {
-						if matches = true; word == "patternProperties" {
-							sub(s, name, object[name])
-						}
-					}
-				}
-				if _, ok := want.(map[string]any); word == "additionalProperties" && !matches && ok {
-					sub(want, name, object[name])
-				} else if want == false && !matches {
-					say("has %s", name)
-				}
-			}
-		default:
-			say("the schema has a word of its own, %q", word)
-		}
-	}
-	for name, s := range properties {
-		if v, ok := object[name]; ok {
-			sub(s, name, v)
-		}
-	}
-	return bad
-}
 
 // schema is what Schema prints, as an editor reads it.
 func schema(t testing.TB) (s map[string]any) {
@@ -118,17 +22,41 @@ func schema(t testing.TB) (s map[string]any) {
 	return s
 }
 
-func tree(t testing.TB, text string) (v map[string]any) {
+// compile makes what checks of a schema, or a part of one.
+func compile(t testing.TB, doc any) *jsonschema.Schema {
 	t.Helper()
-	if err := toml.Unmarshal([]byte(text), &v); err != nil {
-		t.Fatalf("%s: %v", text, err)
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft4) // a part does not say it
+	err := c.AddResource("schema.json", doc)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return v
+	s, err := c.Compile("schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// tree is a file as JSON has it, whose lists are all of one kind.
+func tree(t testing.TB, text string) map[string]any {
+	t.Helper()
+	v := map[string]any{}
+	err := toml.Unmarshal([]byte(text), &v)
+	data, _ := json.Marshal(v)
+	if err == nil {
+		var plain any
+		if plain, err = jsonschema.UnmarshalJSON(strings.NewReader(string(data))); err == nil {
+			return plain.(map[string]any)
+		}
+	}
+	t.Fatalf("%s: %v", text, err)
+	return nil
 }
 
 // The files that are shipped, and the contract, are valid by the schema.
 func TestSchemaFiles(t *testing.T) {
-	s := schema(t)
+	s := compile(t, schema(t))
 	for _, path := range []string{"../../etc/clients.toml", "../../etc/demo.toml", "testdata/contract.toml"} {
 		data, err := os.ReadFile(path)
 		if err != nil {
@@ -138,8 +66,8 @@ func TestSchemaFiles(t *testing.T) {
 			if path == "../../etc/demo.toml" {
 				text = string(data) // its comments are words
 			}
-			for _, bad := range violations(path, s, tree(t, text)) {
-				t.Error(bad)
+			if bad := s.Validate(tree(t, text)); bad != nil {
+				t.Errorf("%s: %v", path, bad)
 			}
 		}
 	}
@@ -169,8 +97,8 @@ func TestSchemaKeys(t *testing.T) {
 			}
 			if k.defaultValue != "" {
 				v := tree(t, "V = "+k.defaultValue)["V"]
-				if bad := violations(k.name, one, v); bad != nil || fmt.Sprint(one["default"]) != fmt.Sprint(v) {
-					t.Errorf("the default of %s is %v: %q", k.name, one["default"], bad)
+				if bad := compile(t, one).Validate(v); bad != nil || fmt.Sprint(one["default"]) != fmt.Sprint(v) {
+					t.Errorf("the default of %s is %v: %v", k.name, one["default"], bad)
 				}
 			}
 		}
@@ -179,7 +107,7 @@ func TestSchemaKeys(t *testing.T) {
 
 // What is wrong for all to see is wrong by the schema; and what is right, however it is written, is right by it.
 func TestSchemaValues(t *testing.T) {
-	s := schema(t)
+	s := compile(t, schema(t))
 	const client = "[client.a]\ncommand = ['x']\n"
 	for text, valid := range map[string]bool{
 		"":                                                      true,
@@ -221,13 +149,13 @@ func TestSchemaValues(t *testing.T) {
 		"[daemon]\nsocket = 'zhx.sock'":                                        false,
 		"[defaults]\nstop_signal = 'INT'":                                      true,
 	} {
-		bad := violations("", s, tree(t, text))
+		bad := s.Validate(tree(t, text))
 		_, problems := parsed("#\n" + text)
 		if (bad == nil) != valid {
-			t.Errorf("%s\nis %q", text, bad)
+			t.Errorf("%s\nis %v", text, bad)
 		}
 		if bad != nil && problems == nil {
-			t.Errorf("%s\nis valid, but not by the schema: %q", text, bad)
+			t.Errorf("%s\nis valid, but not by the schema: %v", text, bad)
 		}
 	}
 }

@@ -3,7 +3,8 @@
 //	zhxctl, curl ─> socket ─> Server ─ who is it? (SO_PEERCRED, groups) ─> Backend, which is the daemon
 //	                             └─ reading: whoever may connect · acting, and the tap: root, zhxd's own uid, the control group
 //
-//	GET  /v1/status  /v1/why?name=NAME  /v1/explain?from=NAME&to=NAME   (or to=topic:TOPIC)
+//	GET  /v1/status  /v1/why?name=NAME  /v1/show?name=NAME  /v1/explain?from=NAME&to=NAME   (or to=topic:TOPIC)
+//	GET  /v1/events?name=NAME&n=N&follow=1   (a line of JSON an event; name may be repeated or left out)
 //	GET  /v1/logs?name=NAME&n=N&follow=1&since=10m&previous=1   (a line of JSON a line; name may be repeated or left out)
 //	GET  /v1/wait?name=NAME&for=ready|running|stopped   (answered when it is so, or cannot be; name may be repeated)
 //	GET  /metrics   (for Prometheus; also on the address of [daemon] metrics, for whoever can connect)

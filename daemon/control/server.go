@@ -50,15 +50,15 @@ func (s *Server) ServeMetrics(ctx context.Context, ln net.Listener) error {
 	var page []byte
 	var at time.Time
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+	latest := func() []byte {
 		mu.Lock()
+		defer mu.Unlock()
 		if time.Since(at) >= metricsRest {
 			page, at = s.Metrics(), time.Now()
 		}
-		now := page
-		mu.Unlock()
-		exhibit(w, now)
-	})
+		return page
+	}
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { exhibit(w, latest()) })
 	return until(ctx, s.limited(ctx, metricsConns, mux), ln)
 }
 

@@ -45,7 +45,7 @@ func coreDumping(pid int, status []byte) bool {
 type killLog struct {
 	mu     sync.Mutex
 	fd     int                      // of /dev/kmsg, behind what was there at first; -1: none
-	killed map[string]time.Duration // name of a process -> when, by CLOCK_MONOTONIC: the pid there is not that of our namespace
+	killed map[string]time.Duration // name of a process -> when, by CLOCK_MONOTONIC_RAW: the log's is not adjusted either. The pid there is not of our namespace
 }
 
 func openKillLog() *killLog {
@@ -76,7 +76,7 @@ func (c *Child) OutOfMemory() bool {
 	s, err := ReadStat(c.PID)
 	at, killed := l.killed[s.Comm]
 	var now unix.Timespec
-	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &now)
 	return err == nil && killed && time.Duration(now.Nano())-at < oomAge
 }
 

@@ -2,11 +2,46 @@ package proc
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// TestOutOfMemory: what the kernel says of this process, of another and long ago, as one record a read.
+func TestOutOfMemory(t *testing.T) {
+	self, err := ReadStat(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var now unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &now)
+	us := now.Nano() / 1000
+	for record, want := range map[string]bool{
+		fmt.Sprintf("3,7,%d,-;Out of memory: Killed process 1 (%s) total-vm:1kB, UID:0\n", us, self.Comm):                true,
+		fmt.Sprintf("3,7,%d,-;Memory cgroup out of memory: Killed process 1 (%s), UID 0\n SUBSYSTEM=x\n", us, self.Comm): true,
+		fmt.Sprintf("3,7,%d,-;Killed process 1 (%sx) total-vm:1kB\n", us, self.Comm):                                     false,
+		fmt.Sprintf("3,7,%d,-;Killed process 1 (%s) total-vm:1kB\n", us-2*oomAge.Microseconds(), self.Comm):              false,
+		fmt.Sprintf("3,7,%d,-;Out of memory: Kill process 1 (%s) score 9 or sacrifice child\n", us, self.Comm):           false,
+		fmt.Sprintf("3,7,%d;Killed process 1 (%s)\n", us, self.Comm):                                                     true,
+		"Killed process": false,
+	} {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Write(pair[1], []byte(record))
+		c := &Child{ID: self.ID, k: &Kernel{kills: &killLog{fd: pair[0], killed: map[string]time.Duration{}}}}
+		if got := c.OutOfMemory(); got != want {
+			t.Errorf("%q: %t", record, got)
+		}
+		unix.Close(pair[0])
+		unix.Close(pair[1])
+	}
+}
 
 // TestCoreDumping: 1 is yes, 0 is no, and a program's name says neither.
 func TestCoreDumping(t *testing.T) {

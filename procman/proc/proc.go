@@ -78,9 +78,10 @@ var (
 )
 
 // Shortage tells whether err is of the board: no descriptors, memory, processes or room on a file system. It says nothing about
-// the program or process that was asked for, and goes away without anybody's edit.
+// the program or process that was asked for, and goes away without anybody's edit. (EIO is none: execve says it of a program that
+// is cut short.)
 func Shortage(err error) bool {
 	var errno unix.Errno
 	return errors.As(err, &errno) && slices.Contains([]unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN, unix.ENOSPC,
-		unix.EDQUOT, unix.EROFS, unix.EIO, unix.ENOBUFS}, errno)
+		unix.EDQUOT, unix.EROFS, unix.ENOBUFS}, errno)
 }
