@@ -119,7 +119,7 @@ Has it tell WATCHDOG=1 as long as all of its parts answer.
 .B XDG_RUNTIME_DIR
 Has the run directory of a zhxd that is not root's: zhx in it.
 .PP
-Clients get PATH, LANG and TZ of it, and ZHX_SOCKET.
+Clients get PATH, LANG and TZ of it, and ZHX_SOCKET, ZHX_NAME and ZHX_RUN.
 .SH FILES
 .TP
 .I /etc/zhx/clients.toml

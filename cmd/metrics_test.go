@@ -66,7 +66,7 @@ func TestPromtool(t *testing.T) {
 	_, rules, _ := strings.Cut(string(document), "```yaml\ngroups:")
 	rules, _, found := strings.Cut(rules, "```")
 	out, err := exec.Command("promtool", "check", "rules", write(t, "rules.yml", "groups:"+rules)).CombinedOutput()
-	if !found || err != nil || !strings.Contains(string(out), "3 rules found") {
+	if !found || err != nil || !strings.Contains(string(out), "4 rules found") {
 		t.Errorf("promtool check rules: %v\n%s", err, out)
 	}
 	// What the rules ask for is there.

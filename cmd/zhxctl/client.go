@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"zhx/daemon/config"
 	"zhx/daemon/control"
 	"zhx/ipc"
 )
@@ -45,9 +46,28 @@ func (a *app) saying(use, short, long string, do func(ctx context.Context, to st
 			if err != nil {
 				return err
 			}
-			return do(cmd.Context(), args[0], body)
+			return a.meant(cmd.Context(), args[0], do(cmd.Context(), args[0], body))
 		},
 	})
+}
+
+// meant adds to an error by which nobody has the name to the name that was likely meant.
+func (a *app) meant(ctx context.Context, to string, err error) error {
+	if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.CodeUnknown {
+		_ = a.ask(ctx, tabLimit, func(ctx context.Context, zhxd *control.Client) error {
+			st, err := zhxd.Status(ctx)
+			var names []string
+			for _, c := range st.Clients {
+				names = append(names, c.Name)
+			}
+			for _, p := range st.Peers {
+				names = append(names, p.Names...)
+			}
+			e.Text += config.DidYouMean(to, names)
+			return err
+		})
+	}
+	return err
 }
 
 // text is an argument, or what standard input has.

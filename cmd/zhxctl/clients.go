@@ -35,7 +35,9 @@ another zhxd is meant, that service is started instead.`
 }
 
 func (a *app) stopCmd() *cobra.Command {
-	return a.actCmd("stop", "stop clients, until they are started by hand; it returns when nothing of them lives", (*control.Client).Stop)
+	cmd := a.actCmd("stop", "stop clients, until they are started by hand; it returns when nothing of them lives", (*control.Client).Stop)
+	cmd.Flags().Bool("wait", false, "changes nothing: stop always waits")
+	return cmd
 }
 
 func (a *app) restartCmd() *cobra.Command {
@@ -44,12 +46,12 @@ func (a *app) restartCmd() *cobra.Command {
 
 func (a *app) killCmd() *cobra.Command {
 	var signal string
-	cmd := a.actCmd("kill", "signal clients: SIGKILL to all their processes, or another signal to the first of them",
+	cmd := a.wait(a.actCmd("kill", "signal clients: SIGKILL to all their processes, or another signal to the first of them",
 		func(zhxd *control.Client, ctx context.Context, w control.Which) (control.Outcomes, error) {
 			return zhxd.Kill(ctx, control.KillRequest{Which: w, Signal: signal})
-		})
+		}))
 	cmd.Long = `Send SIGKILL to all processes of clients, or with -s another signal to the process that zhxd started (or that it named, MAINPID), and
-do not wait for what comes of it. A client that ends is started again or not as its restart says. Exit 3: one of them does not run.`
+wait for what comes of it only with --wait. A client that ends is started again or not as its restart says. Exit 3: one of them does not run.`
 	cmd.Flags().StringVarP(&signal, "signal", "s", "", "`SIGNAL`, by name or number (default KILL)")
 	return cmd
 }

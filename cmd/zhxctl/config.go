@@ -210,12 +210,14 @@ func (a *app) point(w io.Writer, text []byte, found config.Problems) {
 		if p.Column == 0 || p.Line > len(lines) {
 			continue
 		}
-		line, from, dots := []rune(strings.TrimRight(lines[p.Line-1], "\r")), 0, ""
-		if p.Column > excerpt/2 && len(line) > excerpt {
-			from, dots = p.Column-excerpt/2, "..."
+		line, dots := []rune(strings.TrimRight(lines[p.Line-1], "\r")), ""
+		at := min(p.Column-1, len(line))
+		before, rest := line[max(0, at-excerpt):at], line[at:min(len(line), at+excerpt)]
+		if columns(escape(string(line[:min(len(line), excerpt+1)]))) > excerpt {
+			for ; columns(escape(string(before))) >= excerpt/2; before = before[1:] {
+				dots = "..."
+			}
 		}
-		before := line[from:min(p.Column-1, len(line))]
-		rest := line[from+len(before) : min(len(line), from+excerpt)]
 		pad := strings.Map(func(r rune) rune {
 			switch {
 			case r == '\t':
@@ -225,7 +227,7 @@ func (a *app) point(w io.Writer, text []byte, found config.Problems) {
 			}
 			return ' '
 		}, dots+escape(string(before)))
-		for columns(dots+escape(string(before)+string(rest))) > excerpt+len(dots) {
+		for len(rest) > 0 && columns(dots+escape(string(before)+string(rest))) > excerpt+len(dots) {
 			rest = rest[:len(rest)-1]
 		}
 		under := max(1, columns(escape(string(rest[:min(p.Width, len(rest))]))))

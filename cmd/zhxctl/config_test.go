@@ -49,12 +49,13 @@ func TestReloadExitCode(t *testing.T) {
 func TestPoint(t *testing.T) {
 	var b bytes.Buffer
 	a := &app{out: &sink{Writer: &b}}
-	text := "\ufeffx\r\n\x1b[2J = 1\r\n" + strings.Repeat("a", 100) + "\n"
+	text := "\ufeffx\r\n\x1b[2J = 1\r\n" + strings.Repeat("a", 100) + "\n" + strings.Repeat("错", 50) + "!\n"
 	a.point(a.out, []byte(text), config.Problems{
 		{File: "f", Line: 1, Column: 1, Width: 1, Text: "one"},
 		{File: "f", Line: 2, Column: 8, Width: 1, Text: "two"},
 		{File: "f", Line: 3, Column: 101, Width: 1, Text: "at the end"},
 		{File: "f", Line: 3, Column: 1, Width: 1000, Text: "very much"},
+		{File: "f", Line: 4, Column: 51, Width: 1, Text: "wide letters before it"},
 		{File: "f", Line: 30, Column: 3, Width: 1, Text: "gone meanwhile"},
 		{File: "f", Text: "no line"},
 	})
@@ -62,6 +63,7 @@ func TestPoint(t *testing.T) {
 		"f:2:8: error: two\n      2 | \\x1b[2J = 1\n        |           ^\n" +
 		"f:3:101: error: at the end\n      3 | ..." + strings.Repeat("a", 34) + "\n        | " + strings.Repeat(" ", 37) + "^\n" +
 		"f:3:1: error: very much\n      3 | " + strings.Repeat("a", 70) + "\n        | " + strings.Repeat("^", 70) + "\n" +
+		"f:4:51: error: wide letters before it\n      4 | ..." + strings.Repeat("错", 17) + "!\n        |    " + strings.Repeat("\u3000", 17) + "^\n" +
 		"f:30:3: error: gone meanwhile\nf: error: no line\n"
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)

@@ -76,7 +76,7 @@ func (a *app) startUnit(ctx context.Context, zhxd *control.Client) error {
 		return nil
 	case ctx.Err() != nil:
 		return notReady(ctx, zhxd, "systemctl status "+unit, "systemd")
-	case exit != nil && exit.ExitCode() == exitForbidden:
+	case exit != nil && (exit.ExitCode() == exitForbidden || bytes.Contains(out, []byte("authentication required"))): // polkit: 1
 		return control.Errorf(control.CodeForbidden, "sudo zhxctl start; a zhxd of your own: zhxctl start --config FILE", "systemctl start %s: %s", unit, bytes.TrimSpace(out))
 	}
 	if conf, problems, broken := a.load(nil); conf == nil && broken == nil {

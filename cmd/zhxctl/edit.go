@@ -141,6 +141,8 @@ func (a *app) edit(ctx context.Context, path string) error {
 	options := config.Options{Environ: a.environ(ctx)}
 	conf, err := a.edited(ctx, path, name, before, options)
 	if err != nil || conf == nil {
+		e, ok := errors.AsType[*control.Error](err)
+		keep = ok && e.Code == control.CodeUsage && e.Hint != "" // which names the file
 		return err
 	}
 	keep = true // somebody's work, until it is in place
@@ -186,7 +188,11 @@ func (a *app) edited(ctx context.Context, path, name string, before []byte, o co
 			return conf, err
 		}
 		if !a.again(ctx) {
-			return nil, control.Errorf(control.CodeUsage, "", "edit: what was edited is not valid; %s stays as it was", path)
+			where := ""
+			if isTerminal(os.Stdin) { // else nobody is there to go on with it
+				where = "your edit is in " + name
+			}
+			return nil, control.Errorf(control.CodeUsage, where, "edit: what was edited is not valid; %s stays as it was", path)
 		}
 	}
 }

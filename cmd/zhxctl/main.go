@@ -4,7 +4,7 @@
 // It finds zhxd's control socket by --control, else $ZHX_CONTROL, else [daemon] control of --config's FILE, else where zhxd puts
 // it by default. As a client it connects to $ZHX_SOCKET, else to the data socket of that zhxd. What is asked for goes to standard
 // output; everything else goes to standard error: one line that begins with "zhxctl: " and, where there is something to do about
-// it, one that begins with "  -> ".
+// it, one that begins with "  -> ". Colours are for a terminal, and for none where $NO_COLOR is set.
 //
 // Exit: 0 done · 1 failed · 2 wrong usage or an invalid configuration · 3 not running · 4 no such client · 5 timed out ·
 // 6 not permitted · 7 no daemon answers.

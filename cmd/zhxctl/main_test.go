@@ -397,6 +397,12 @@ gdb (pid 55): is connected, and was not started by zhxd
 			t.Errorf("%s: got %d\n%s%s\nwant\n%s", tt.state, code, out, errOut, tt.want)
 		}
 	}
+	for text, want := range map[string]string{"127.0.0.1:9155": "metrics: 127.0.0.1:9155", "in use": "! metrics are not served: in use"} {
+		b.status.Daemon.Metrics = &text
+		if _, out, _ := ask(t, b, "status"); !strings.Contains(out, "\n"+want+"\n") {
+			t.Errorf("no %q:\n%s", want, out)
+		}
+	}
 	if code, out, _ := ask(t, b, "status", "--json", "ui"); code != 0 || !strings.Contains(out, `"signal": "SIGSEGV"`) ||
 		strings.Contains(out, "gdb") || strings.Contains(out, "camera") {
 		t.Errorf("one client as JSON: %d %s", code, out)

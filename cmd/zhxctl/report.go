@@ -37,8 +37,8 @@ func (a *app) reportCmd() *cobra.Command {
 		Short: "pack status, logs, doctor and configuration into one file for support",
 		Long: `Pack status, logs, deaths, doctor, configuration and some of /proc into one file for support, with or without zhxd. It is sent nowhere.
 
-Values that are named as secrets are taken out: SECRET, TOKEN, PASS, KEY, CRED, AUTH in any case, also in what clients printed.
-Files of environment_file and cookies are not in it. What a client prints may have other secrets: look before you pass it on.`,
+Values that are named as secrets are taken out: SECRET, TOKEN, PASS, KEY, CRED, AUTH in any case; those of 8 bytes and more also
+wherever clients printed them. Files of environment_file and cookies are not in it. What a client prints may have other secrets: look before you pass it on.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			now := time.Now().UTC()
@@ -117,7 +117,7 @@ func (a *app) gather(ctx context.Context) (parts []part) {
 	for _, name := range []string{"version", "cmdline", "meminfo", "mounts", "loadavg", "uptime", "cpuinfo"} {
 		read("proc/"+name, "/proc/"+name)
 	}
-	secrets := a.secrets(ctx)
+	secrets := a.secrets(ctx, st)
 	for i := range parts {
 		parts[i].text = redact(parts[i].text, secrets)
 	}
@@ -163,16 +163,31 @@ var (
 	secretURL = regexp.MustCompile(`(://[^/\s:@]*:)[^/\s@]+@`)
 )
 
-// secrets are the values in clients' environments, ${VARIABLE} replaced, that are named as secrets.
-func (a *app) secrets(ctx context.Context) (values []string) {
-	conf, _, _ := a.load(a.environ(ctx))
-	if conf == nil {
-		return nil
+// secrets are the values that are named as secrets: in the file, also where it is not valid, with ${VARIABLE} replaced where it is;
+// and in the environments of clients that run, which a file may have started that was another.
+func (a *app) secrets(ctx context.Context, st control.Status) (values []string) {
+	add := func(name, value string) {
+		if secretName.MatchString(name) && len(value) >= secretMin {
+			values = append(values, value)
+		}
 	}
-	for _, c := range conf.Clients {
-		for name, value := range c.Environment {
-			if secretName.MatchString(name) && len(value) >= secretMin {
-				values = append(values, value)
+	if conf, _, _ := a.load(a.environ(ctx)); conf != nil {
+		for _, c := range conf.Clients {
+			for name, value := range c.Environment {
+				add(name, value)
+			}
+		}
+	}
+	text, _ := os.ReadFile(cmp.Or(a.config, defaultConfig))
+	for _, m := range secretValue.FindAllStringSubmatch(string(text), -1) {
+		add(m[1], strings.Trim(m[2], `"'`))
+	}
+	for _, c := range st.Clients {
+		if c.PID != nil {
+			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", *c.PID))
+			for variable := range strings.SplitSeq(string(b), "\x00") {
+				name, value, _ := strings.Cut(variable, "=")
+				add(name, value)
 			}
 		}
 	}

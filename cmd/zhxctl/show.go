@@ -161,14 +161,15 @@ func (a *app) showGraph(st control.Status) {
 	}
 	fmt.Fprintln(a.out, a.paint(loud, "Who depends on whom:"))
 	a.table(a.fit(rows))
-	rows = nil
+	fmt.Fprintln(a.out, "\n"+a.paint(loud, "Who has sent something to whom:"))
+	nobody := true
 	for _, c := range st.Clients {
 		if len(c.TalksTo) > 0 {
-			rows = append(rows, []string{"  " + c.Name, "-> " + strings.Join(c.TalksTo, ", ")})
+			nobody = false
+			fmt.Fprintln(a.out, a.wrap("  "+c.Name+" -> "+strings.Join(c.TalksTo, ", "), "      "))
 		}
 	}
-	fmt.Fprintln(a.out, "\n"+a.paint(loud, "Who has sent something to whom:"))
-	if a.table(a.fit(rows)); rows == nil {
+	if nobody {
 		fmt.Fprintln(a.out, "  nobody, of those that run now")
 	}
 }
@@ -213,5 +214,5 @@ func (a *app) showPeers(peers []control.PeerStatus) {
 		rows = append(rows, []string{names, number(p.PID), number(p.UID), p.Transport, fmt.Sprint(p.Protocol), p.Proof,
 			fmt.Sprint(p.Sent.Messages), fmt.Sprint(p.Written.Messages), waiting})
 	}
-	a.table(a.fit(rows, "UID", "VIA", "PROTOCOL"))
+	a.table(a.fit(rows, "UID", "VIA", "PROTOCOL", "PROOF", "PID", "OUT", "IN"))
 }

@@ -43,7 +43,7 @@ func TestSeeing(t *testing.T) {
 x gps      exited
 
 Who has sent something to whom:
-  log  -> gps, zhxctl
+  log -> gps, zhxctl
 `
 	for _, tt := range []struct {
 		purpose, args string

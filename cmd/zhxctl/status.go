@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -158,6 +159,13 @@ func (a *app) head(st control.Status) {
 	fmt.Fprintf(a.out, "%s\n%s\n", a.wrap(head, "  "), a.wrap(clients, "  "))
 	if w := d.Watchdog; w != nil {
 		a.showBoard(*w)
+	}
+	if d.Metrics != nil {
+		what := "metrics: "
+		if _, err := netip.ParseAddrPort(*d.Metrics); err != nil {
+			what = "! metrics are not served: "
+		}
+		fmt.Fprintln(a.out, a.wrap(what+a.clean(*d.Metrics), "  "))
 	}
 	switch d.ConfigState {
 	case "changed":

@@ -156,7 +156,9 @@ func TestExamples(t *testing.T) {
 			count++
 		}
 	}
-	t.Logf("%d examples", count)
+	if count < 80 {
+		t.Errorf("only %d examples were found", count)
+	}
 	script, err := os.ReadFile("../testdata/script/examples.txtar")
 	if err != nil {
 		t.Fatal(err)

@@ -145,8 +145,13 @@ func TestTablesFit(t *testing.T) {
 		b.status.Clients[i].LastExit = &control.ExitStatus{Reason: "signal", Signal: new("SIGABRT"), Said: new(strings.Repeat("错误: 没有找到设备 ", 9))}
 	}
 	b.status.Peers[0].Names = []string{"gps", strings.Repeat("x", 64)}
-	for _, columns := range []uint16{60, 80, 132} {
+	b.status.Clients[0].TalksTo = strings.Fields(strings.Repeat("one-and-more another ", 20))
+	b.status.Clients[0].Watchdog.Hint = new(strings.Repeat("what may be done ", 9))
+	for _, columns := range []uint16{40, 60, 80, 132} {
 		for _, verb := range []string{"status", "watchdog", "peers", "graph"} {
+			if verb == "status" && columns < 60 {
+				continue // its notes have whole names
+			}
 			screen, shown := terminal(t, columns)
 			askOn(t, b, screen, io.Discard, verb)
 			got := strings.ReplaceAll(shown(), "\r", "")

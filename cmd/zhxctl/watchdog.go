@@ -83,14 +83,14 @@ func (a *app) showWatchdog(st control.Status) {
 		}
 		var notes []string
 		if w.Hint != nil {
-			notes = append(notes, "  "+a.clean(*w.Hint))
+			notes = append(notes, a.wrap("  "+a.clean(*w.Hint), "    "))
 		}
 		if w.Credited > 0 {
-			notes = append(notes, "  was given "+exact(w.Credited)+" more, since it waited for a processor")
+			notes = append(notes, a.wrap("  was given "+exact(w.Credited)+" more, since it waited for a processor", "    "))
 		}
 		rows, below = append(rows, cells), append(below, notes)
 	}
-	a.table(a.fit(rows, "P99", "MIN", "MEAN"), below...)
+	a.table(a.fit(rows, "P99", "MIN", "MEAN", "TIMEOUT", "MAX", "MISSES"), below...)
 }
 
 // exact is a duration with the digits that matter to a deadline.
