@@ -43,13 +43,13 @@ check: ## gofmt, vet, staticcheck and all tests under the race detector
 	$(GO) test -race ./...
 
 arm: ## test under qemu-user, as 32-bit ARM: the main job, and of the bus what needs neither sock_diag nor its timing
-	ZHX_ARM=1 $(GO) test -v -run '^TestARM$$' ./cmd
+	ZHX_ARM=1 $(GO) test -v -count=1 -run '^TestARM$$' ./cmd
 	GOARCH=arm GOARM=7 $(GO) test -exec qemu-arm-static ./ipc/wire
 	GOARCH=arm GOARM=7 $(GO) test -exec qemu-arm-static -run 'Fuzz|Levels|Both|Handshake|Requests|Hold|Handled|SentAgain|Topics|Presence|TakenOver|Policy|TestDescriptors|Malformed|Watchdog|Send$$' ./ipc/broker
 	GOARCH=arm GOARM=7 $(GO) test -exec qemu-arm-static -run 'Conn|Packets|Addresses' ./ipc
 
 inits: ## test the unit under a real systemd and, ZHX_OPENRC=DIR, the script under a real OpenRC, in namespaces; needs root
-	ZHX_INITS=1 $(GO) test -count=1 -run '^(TestSystemd|TestOpenRC)$$' ./cmd
+	ZHX_INITS=1 $(GO) test -v -count=1 -run '^(TestSystemd|TestOpenRC)$$' ./cmd
 
 soak: ## MINUTES (20) of a board on which all goes on: zhxd does not grow, and kills who is to be killed, and nobody else
 	ZHX_SOAK=$(MINUTES) $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./cmd
@@ -95,8 +95,8 @@ install: $(if $(filter bin,$(BIN)),build) ## install into DESTDIR/PREFIX; /etc/z
 	test -e $(DESTDIR)/etc/zhx/clients.toml || install -m 0644 etc/clients.toml $(DESTDIR)/etc/zhx/clients.toml
 
 uninstall: ## remove from DESTDIR/PREFIX what install puts there; /etc/zhx stays
-	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(MAKE) -s install DESTDIR="$$dir" && cd "$$dir" && \
-		find .$(PREFIX) -type d -name zhx -prune -print -o -type f -print | while read -r f; do rm -rf "$(DESTDIR)/$$f"; done
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(MAKE) -s install DESTDIR="$$dir" && cd "$$dir" && rm -r etc && \
+		find .$(PREFIX) -mindepth 1 -type d -name zhx -prune -print -o -type f -print | while read -r f; do rm -rf "$(DESTDIR)/$$f"; done
 
 deb-test: ## install, upgrade and remove the package in a copy of ZHX_DEBIAN, a folder with a Debian (mmdebstrap --variant=essential); needs root
 	$(GO) test -count=1 -v -run '^Test(Deb|Release)$$' ./cmd

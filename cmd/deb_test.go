@@ -85,7 +85,7 @@ func TestRelease(t *testing.T) {
 		t.Fatal(err, out)
 	}
 	build := exec.Command("make", "-C", dir+"/zhx-1.0", "build")
-	build.Env = append(os.Environ(), "GOFLAGS=-mod=vendor", "GOPROXY=off", "GOMODCACHE="+dir+"/none")
+	build.Env = append(os.Environ(), "GOPROXY=off", "GOMODCACHE="+dir+"/none")
 	build.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -608,8 +608,15 @@ func (w *faulted) answers() bool {
 
 func socketsUnlinked(w *faulted) {
 	w.start(sleeper)
+	data := w.dir + "/run/zhx.sock"
+	os.Remove(data)
+	os.WriteFile(data, nil, 0o600) // in its place, for two tries
+	w.said(`run directory is not whole .*is no socket`)
+	time.Sleep(2500 * time.Millisecond)
+	os.Remove(data)
+	until(w.T, "both answer", w.answers)
 	w.heal(func() {
-		os.Remove(w.dir + "/run/zhx.sock")
+		os.Remove(data)
 		os.Remove(w.dir + "/run/control.sock")
 	})
 	w.back("both answer", w.answers)
@@ -618,8 +625,10 @@ func socketsUnlinked(w *faulted) {
 func runDirRemoved(w *faulted) {
 	w.start(sleeper)
 	a := *client(w.T, w.sock, "a").PID
-	w.heal(func() { os.RemoveAll(w.dir + "/run") })
-	w.back("both answer", w.answers)
+	for range 2 { // what was made again is looked after, too
+		w.heal(func() { os.RemoveAll(w.dir + "/run") })
+		w.back("both answer", w.answers)
+	}
 	w.runDirWhole(a)
 }
 

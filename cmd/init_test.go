@@ -204,8 +204,8 @@ func startInit(t *testing.T, overlay string, files map[string]string, init ...st
 	if at == nil {
 		t.Skip("needs a cgroup2")
 	}
-	group := fmt.Sprintf("%s/zhx-test-%d", at[1], os.Getpid())
-	if err := os.Mkdir(group, 0o755); err != nil {
+	group, err := os.MkdirTemp(string(at[1]), "zhx-test-")
+	if err != nil {
 		t.Skip("needs to make a cgroup: ", err)
 	}
 	b := &boot{t: t, mnt: t.TempDir()}
@@ -408,6 +408,26 @@ func TestSystemd(t *testing.T) {
 	b.run(0, "systemctl", "start", "zhx")
 	same("shutdown --keep and systemctl start")
 
+	script := func(name string, args ...string) { // of the package
+		t.Helper()
+		text, err := os.ReadFile("../etc/deb/" + name)
+		if err == nil {
+			err = os.WriteFile(b.mnt+"/"+name, bytes.Replace(text, []byte("\nPATH="), []byte("\nPATH=/usr/local/bin:"), 1), 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.run(0, append([]string{"sh", "/mnt/" + name}, args...)...)
+	}
+	first = zhxd()
+	script("prerm", "upgrade", "2")
+	until(t, "prerm has ended it", func() bool { return show("ActiveState") == "inactive" })
+	script("postinst", "configure", "1")
+	if !active() || zhxd() == first {
+		t.Errorf("after the upgrade the unit is %s, its zhxd %d, and was %d", show("ActiveState"), zhxd(), first)
+	}
+	same("an upgrade of the package")
+
 	b.write("/etc/zhx/clients.toml", initsConfig+"[client.c]\ncommand = ['sleep', '"+long+"']\n")
 	b.run(0, "systemctl", "reload", "zhx")
 	until(t, "the reload has started c", func() bool { began["c"] = pids(t, b.sock())["c"]; return began["c"] != 0 })
@@ -440,6 +460,10 @@ func TestSystemd(t *testing.T) {
 	if out := b.run(0, "zhxctl", "start"); !active() || !strings.Contains(out, fmt.Sprint("pid ", zhxd())) {
 		t.Errorf("the unit is %s, its zhxd %d, and zhxctl start says %s", show("ActiveState"), zhxd(), out)
 	}
+	script("prerm", "remove")
+	b.nothing("the package's removal")
+	b.run(1, "systemctl", "is-enabled", "zhx")
+	b.run(0, "systemctl", "enable", "--now", "zhx")
 	b.write("/etc/zhx/clients.toml", "[client.a]\n")
 	b.run(0, "sh", "-c", fmt.Sprint("kill -KILL ", zhxd()))
 	until(t, "systemd has tried in vain", func() bool { n, _ := strconv.Atoi(show("NRestarts")); return n >= 2 })
@@ -448,9 +472,11 @@ func TestSystemd(t *testing.T) {
 	}
 
 	// What systemctl answers to those who may not, and for as long as it takes.
-	os.WriteFile(b.mnt+"/systemctl", []byte("#!/bin/sh\n[ $1 != start ] || { echo Access denied; exit 4; }\n"), 0o755)
-	if out := b.run(6, "env", "PATH=/mnt:/usr/local/bin:/usr/bin", "zhxctl", "start"); !strings.Contains(out, "sudo zhxctl start") {
-		t.Errorf("systemctl is not permitted, and zhxctl start says\n%s", out)
+	for _, said := range []string{"echo Access denied; exit 4", "echo Interactive authentication required.; exit 1"} { // without and with polkit
+		os.WriteFile(b.mnt+"/systemctl", []byte("#!/bin/sh\n[ $1 != start ] || { "+said+"; }\n"), 0o755)
+		if out := b.run(6, "env", "PATH=/mnt:/usr/local/bin:/usr/bin", "zhxctl", "start"); !strings.Contains(out, "sudo zhxctl start") {
+			t.Errorf("systemctl is not permitted, and zhxctl start says\n%s", out)
+		}
 	}
 	os.WriteFile(b.mnt+"/systemctl", []byte("#!/bin/sh\n[ $1 != start ] || exec sleep 100\n"), 0o755)
 	if out := b.run(5, "env", "PATH=/mnt:/usr/local/bin:/usr/bin", "zhxctl", "--timeout", "300ms", "start"); !strings.Contains(out, "it goes on starting, under systemd") {
@@ -509,6 +535,7 @@ func (b *boot) inherits(zhxd, client int) {
 		score = "0"
 		_, hard, _ = strings.Cut(limit(1, "Max open files"), " ")
 	}
+	ignored, _ := strconv.ParseUint(field(client, "SigIgn"), 16, 64)
 	for _, row := range []struct{ what, got, want string }{
 		{"zhxd's oom_score_adj", strings.TrimSpace(b.proc(zhxd, "oom_score_adj")), score},
 		{"zhxd's open files", strings.Fields(limit(zhxd, "Max open files"))[1], hard},
@@ -517,7 +544,7 @@ func (b *boot) inherits(zhxd, client int) {
 		{"oom_score_adj", strings.TrimSpace(b.proc(client, "oom_score_adj")), "0"},
 		{"umask", field(client, "Umask"), "0022"},
 		{"blocked signals", field(client, "SigBlk"), strings.Repeat("0", 16)},
-		{"ignored signals", field(client, "SigIgn"), strings.Repeat("0", 16)}, // systemd's services ignore SIGPIPE
+		{"ignored signals", fmt.Sprintf("%016x", ignored&^(3<<31)), strings.Repeat("0", 16)}, // systemd's services ignore SIGPIPE, what glibc spawned (make) its own 32 and 33
 		{"capabilities", field(client, "CapEff"), field(1, "CapEff")},
 		{"capabilities to be had", field(client, "CapBnd"), field(1, "CapBnd")},
 		{"ambient capabilities", field(client, "CapAmb"), strings.Repeat("0", 16)},

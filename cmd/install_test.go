@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -32,6 +33,8 @@ func TestInstall(t *testing.T) {
 	for _, c := range []struct{ purpose, prefix, python string }{
 		{"as a package has it", "/usr", "lib/python3/dist-packages"},
 		{"as somebody has it who builds zhx", "/usr/local", "lib/python3*/dist-packages"},
+		{"in a folder that has its name, and more in it", "/opt/zhx", "lib/python3*/dist-packages"},
+		{"on a board whose programs are in /bin", "", "lib/python3*/dist-packages"},
 	} {
 		t.Run(c.purpose, func(t *testing.T) {
 			root := t.TempDir()
@@ -78,9 +81,15 @@ func TestInstall(t *testing.T) {
 				sources = filepath.Join(root, strings.TrimPrefix(strings.TrimSpace(sources), root)) // versions differ in this
 				compile(t, t.TempDir(), at+"/share/doc/zhx/example.c", append([]string{sources + "/zhx.c"}, strings.Fields(flags)...)...)
 			})
+			other := at + "/other"
+			if err := os.WriteFile(other, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
 			do("uninstall")
-			if left, err := run("find", root, "-type", "f"); err != nil || strings.TrimSpace(left) != file {
-				t.Errorf("make uninstall leaves, beside clients.toml (%v):\n%s", err, left)
+			left, err := run("find", root, "-type", "f")
+			names := strings.Fields(left)
+			if slices.Sort(names); err != nil || !slices.Equal(names, slices.Sorted(slices.Values([]string{file, other}))) {
+				t.Errorf("make uninstall leaves, where clients.toml and what is not its own should be (%v):\n%s", err, left)
 			}
 		})
 	}

@@ -97,9 +97,12 @@ diff before after | grep '^[<>]' >left || :
 printf '> %s\n' /etc/zhx /etc/zhx/clients.toml | diff - left
 cmp /etc/zhx/clients.toml mine
 
-# The same with clients that a zhxd has left.
+# The same with clients that a zhxd has left, whose file is another one, also after an upgrade.
 install 1.0.deb
-DEMO=/tmp/zhx-demo zhxctl start
+DEMO=/tmp/zhx-demo zhxctl --config /tmp/mine start
+clients=$(pids)
+install 2.0.deb
+runs 2.0
 zhxctl shutdown --keep
 test -n "$(processes zhx-demo)"
 dpkg -P zhx
