@@ -23,8 +23,9 @@ const (
 	idleClients  = 100
 	crashClients = 200
 	storms       = 3
-	wakesMax     = 5  // of zhxd in a minute in which nothing happens: the runtime's own
-	crowdMax     = 30 // restarts within 100 ms: zhxd's own 10 at once and 10 that follow, and what a late scheduler adds
+	crashSpread  = 10 * time.Millisecond // between two restarts
+	wakesMax     = 5                     // of zhxd in a minute in which nothing happens: the runtime's own
+	crowdMax     = 30                    // restarts within 100 ms: zhxd's own 10 at once and 10 that follow, and what a late scheduler adds
 	// quietTime lets the runtime of a zhxd that has just started 100 clients give back what that took.
 	quietTime = 3 * time.Second
 )
@@ -70,31 +71,34 @@ func TestCrashAtOnce(t *testing.T) {
 	p, sock := startBoard(t, crashClients)
 	zhxd := control.Dial(sock)
 	var idle, storm []time.Duration
+	var late time.Duration
 	for range storms {
 		idle = append(idle, ask(t, zhxd, func(n int, _ control.Status) bool { return n == 200 })...)
-		storm = append(storm, crashAll(t, p, sock, zhxd)...)
+		took, machine := crashAll(t, p, sock, zhxd)
+		storm, late = append(storm, took...), max(late, machine)
 	}
 	t.Logf("status of %d: idle p50 %v p99 %v of %d, in the storm p50 %v p99 %v of %d", crashClients,
 		quantile(idle, 0.5), quantile(idle, 0.99), len(idle), quantile(storm, 0.5), quantile(storm, 0.99), len(storm))
 	// Others on the same processors are not zhxd's fault: below the floor the figure is only told. A status that waited for a
 	// client would be far above it.
-	if p99, allowed := quantile(storm, 0.99), max(5*quantile(idle, 0.99), 150*time.Millisecond); p99 > allowed {
+	if p99, allowed := quantile(storm, 0.99), max(5*quantile(idle, 0.99), 150*time.Millisecond)+late; p99 > allowed {
 		t.Errorf("status took %v in the storm, at most %v is right", p99, allowed)
 	}
 }
 
-// crashAll kills all clients, and asks for the status until all are back. It returns how long the answers took.
-func crashAll(t *testing.T, p *program, sock string, zhxd *control.Client) []time.Duration {
+// crashAll kills all clients, and asks for the status until all are back. It returns how long the answers took,
+// and how late a bare timer was meanwhile.
+func crashAll(t *testing.T, p *program, sock string, zhxd *control.Client) (took []time.Duration, late time.Duration) {
 	t.Helper()
 	old := pids(t, sock)
 	if len(old) != crashClients {
 		t.Fatalf("%d clients run", len(old))
 	}
-	from, began := len(p.log()), time.Now()
+	from, began, machine := len(p.log()), time.Now(), worstTimer(t)
 	for _, pid := range old {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
-	took := ask(t, zhxd, func(_ int, st control.Status) bool {
+	took = ask(t, zhxd, func(_ int, st control.Status) bool {
 		if time.Since(began) > time.Minute {
 			t.Fatal("they are not all back within a minute")
 		}
@@ -117,12 +121,14 @@ func crashAll(t *testing.T, p *program, sock string, zhxd *control.Client) []tim
 		}
 		starts = append(starts, at)
 	}
+	late = machine()
 	most := crowd(starts, 100*time.Millisecond)
-	t.Logf("all back after %v, at most %d restarts within 100 ms, %d within 1 s", all.Round(time.Millisecond), most, crowd(starts, time.Second))
-	if most > crowdMax {
-		t.Errorf("%d restarts within 100 ms, at most %d is spread", most, crowdMax)
+	t.Logf("all back after %v, at most %d restarts within 100 ms, %d within 1 s; a bare timer was late by %v", all.Round(time.Millisecond), most,
+		crowd(starts, time.Second), late)
+	if allowed := crowdMax + int(late/crashSpread); most > allowed { // what it has kept back comes at once
+		t.Errorf("%d restarts within 100 ms, at most %d is spread", most, allowed)
 	}
-	return took
+	return took, late
 }
 
 // startBoard starts zhxd with n clients that sleep, c0 and so on, and waits until it has started them. Their program has a
