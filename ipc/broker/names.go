@@ -56,7 +56,8 @@ func (n *names) find(name []byte) *claim {
 
 // take makes c's peer the receiver under c's name. It returns the peer that was it until now, for the caller to close.
 // A foreign newcomer does not take the name from a living connection of another user; a managed one does, since the gate
-// has proved that the name is its own.
+// has proved that the name is its own. One that has hung up takes it from nobody: its client may have come again since, and been
+// read sooner.
 func (n *names) take(c *claim) (older *peer, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -67,6 +68,9 @@ func (n *names) take(c *claim) (older *peer, err error) {
 	if old != nil && old.peer != c.peer {
 		if uid := c.peer.cred.UID; (uid < 0 || uid != old.peer.cred.UID) && !c.session.Managed() {
 			return nil, errTaken
+		}
+		if c.peer.hungUp() {
+			return nil, errGone
 		}
 		older = old.peer
 		n.leave(older, c.name)

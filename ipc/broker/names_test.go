@@ -1,26 +1,38 @@
 package broker
 
 import (
+	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
 // Who may take a name that another connection holds.
 func TestTake(t *testing.T) {
-	peerOf := func(uid int) *peer { return &peer{cred: Cred{UID: uid}} }
+	peerOf := func(t *testing.T, uid int) (p *peer, hangUp func()) {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hangUp = sync.OnceFunc(func() { unix.Close(pair[1]) })
+		t.Cleanup(func() { unix.Close(pair[0]); hangUp() })
+		return &peer{fd: pair[0], cred: Cred{UID: uid}}, hangUp
+	}
 	for _, c := range []struct {
 		purpose          string
 		holder, newcomer int // uid
 		managed, same    bool
+		gone             bool // the newcomer has hung up
 		taken            bool
 	}{
-		{"a newer registration of the same user wins", 1000, 1000, false, false, true},
-		{"another user's does not", 1000, 1001, false, false, false},
-		{"nor root's, if it is foreign", 1000, 0, false, false, false},
-		{"the managed client does, whoever holds its name", 1000, 1001, true, false, true},
-		{"two unknown users are not the same", -1, -1, false, false, false},
-		{"the holder itself may register again", -1, -1, false, true, true},
+		{"a newer registration of the same user wins", 1000, 1000, false, false, false, true},
+		{"but not one that is read when its client has gone, and may have come again", 1000, 1000, true, false, true, false},
+		{"another user's does not", 1000, 1001, false, false, false, false},
+		{"nor root's, if it is foreign", 1000, 0, false, false, false, false},
+		{"the managed client does, whoever holds its name", 1000, 1001, true, false, false, true},
+		{"two unknown users are not the same", -1, -1, false, false, false, false},
+		{"the holder itself may register again", -1, -1, false, true, false, true},
 	} {
 		t.Run(c.purpose, func(t *testing.T) {
 			n := names{receivers: map[string]*claim{}}
@@ -31,13 +43,17 @@ func TestTake(t *testing.T) {
 				n.keep(k, 0)
 				return k
 			}
-			old := claimOf(peerOf(c.holder), false)
+			holder, _ := peerOf(t, c.holder)
+			old := claimOf(holder, false)
 			if older, err := n.take(old); older != nil || err != nil {
 				t.Fatal(older, err)
 			}
 			newcomer := old.peer
 			if !c.same {
-				newcomer = peerOf(c.newcomer)
+				another, hangUp := peerOf(t, c.newcomer)
+				if newcomer = another; c.gone {
+					hangUp()
+				}
 			}
 			k := claimOf(newcomer, c.managed)
 			older, err := n.take(k)

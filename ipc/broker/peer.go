@@ -203,6 +203,13 @@ func (p *peer) attrs(more ...any) []any {
 	return append(attrs, more...)
 }
 
+// hungUp tells whether the client has closed the connection, or its half of it; what it sent may be unread. For its reader.
+func (p *peer) hungUp() bool {
+	poll := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(poll, 0)
+	return err == nil && n > 0
+}
+
 // kick ends the connection from any goroutine; what it sent before is still read.
 func (p *peer) kick() {
 	p.ending.Store(true)                                                       // before, so that the shutdown comes after a read that did not see it, and makes an edge of its own
