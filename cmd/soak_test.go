@@ -453,10 +453,7 @@ func (s *soak) people(r *rand.Rand) {
 	if errors.As(err, &code) {
 		exit = code.ExitCode()
 	}
-	misused := exit == control.CodeUsage
-	if args[0] == "reload" { // it may have met an edit that is not valid
-		misused = false
-	}
+	misused := exit == control.CodeUsage && args[0] != "reload" // which may have met an edit that is not valid
 	if ctx.Err() != nil || err != nil && exit <= 0 || exit == control.CodeDown || exit == control.CodeForbidden || misused != (args[0] == "nonsense") {
 		s.t.Errorf("zhxctl %v: %v\n%s", args, err, out)
 	}
