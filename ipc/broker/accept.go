@@ -101,8 +101,10 @@ func (b *Broker) listen(ln net.Listener) (*listener, error) {
 	b.listeners[l] = struct{}{}
 	closed := b.closed
 	if b.hangups == nil && !closed {
-		b.hangups = openHangups()
+		b.feeders = openFeeders()
+		b.hangups = openHangups(b.feeders)
 		b.wg.Go(b.hangups.run)
+		b.wg.Go(func() { b.feeders.run(b.hangups) })
 	}
 	b.mu.Unlock()
 	if closed {

@@ -33,16 +33,19 @@ import (
 
 // The limits, each with what happens at it.
 const (
-	maxPeers   = 8192                   // connections at once, and at most half of the descriptors that the process may have; the next one is closed at accept, counted, logged once a second
-	maxNames   = 16                     // that a connection receives under; one more is refused
-	shrinkFrom = 256                    // peers at once, of which three quarters have gone: memory is given back
-	maxClaims  = 3 * maxNames           // (name, use) pairs kept of a connection; the oldest that it does not receive under is forgotten, and asked for again
-	maxPairs   = 1024                   // (source, target) pairs remembered for the log of undeliverable messages; beyond, only counted
-	readSize   = 64 << 10               // bytes a read takes; more waits in the socket
-	askAfter   = 10 * time.Millisecond  // waiting for room this long is ordinary; then the kernel is asked what the receiver has left unread
-	stuckAfter = 100 * time.Millisecond // a receiver that took nothing for so long is stuck
-	retryAfter = 100 * time.Millisecond // a refused source is asked about again; an accept that failed is tried again
-	logEvery   = time.Second            // a line that repeats passes once in so long, with the number of those kept back
+	maxPeers     = 8192                   // connections at once, and at most half of the descriptors that the process may have; the next one is closed at accept, counted, logged once a second
+	maxNames     = 16                     // that a connection receives under; one more is refused
+	shrinkFrom   = 256                    // peers at once, of which three quarters have gone: memory is given back
+	maxClaims    = 3 * maxNames           // (name, use) pairs kept of a connection; the oldest that it does not receive under is forgotten, and asked for again
+	maxPairs     = 1024                   // (source, target) pairs remembered for the log of undeliverable messages; beyond, only counted
+	readSize     = 64 << 10               // bytes a read takes; more waits in the socket
+	askAfter     = 10 * time.Millisecond  // waiting for room this long is ordinary; then the kernel is asked what the receiver has left unread
+	stuckAfter   = 100 * time.Millisecond // a receiver that took nothing for so long is stuck
+	feederFeeds  = 32                     // feeds in a row, within
+	feederWithin = 16 * time.Second       // so long: then its connection is read with those of other such
+	feederPace   = 10 * time.Millisecond  // as often as this
+	retryAfter   = 100 * time.Millisecond // a refused source is asked about again; an accept that failed is tried again
+	logEvery     = time.Second            // a line that repeats passes once in so long, with the number of those kept back
 
 	// Of protocol 2.
 	controlMax       = 128 << 10       // bytes of acknowledgements, errors and states that a peer has not taken; then it is disconnected
@@ -210,6 +213,7 @@ type Broker struct {
 	// mu guards:
 	closed    bool
 	hangups   *hangups // from the first Serve on
+	feeders   *feeders // the same
 	listeners map[*listener]struct{}
 	peers     map[*peer]struct{}
 	most      int           // peers at a time, since memory was given back
@@ -253,6 +257,9 @@ func (b *Broker) Close() {
 	if b.hangups != nil {
 		b.hangups.close()
 	}
+	if b.feeders != nil {
+		b.feeders.close()
+	}
 	b.mu.Unlock()
 	for _, l := range listeners {
 		l.close()
@@ -261,6 +268,9 @@ func (b *Broker) Close() {
 		p.kick()
 	}
 	b.wg.Wait()
+	if b.feeders != nil {
+		b.feeders.set.Close() // no peer is left to be taken out of it
+	}
 }
 
 // Send delivers msg to target as if source had sent it, by the same path: it waits for a receiver that reads, and msg is held

@@ -18,16 +18,17 @@ import (
 // always tells). The runtime's poller watches it in turn.
 type hangups struct {
 	// Immutable:
-	fd   int
-	file *os.File // fd; nil: there is none, and every reader reads to the end
-	raw  syscall.RawConn
+	fd      int
+	file    *os.File // fd; nil: there is none, and every reader reads to the end
+	raw     syscall.RawConn
+	feeders *feeders
 
 	mu    sync.Mutex
 	peers map[int]*peer // by descriptor, while that is open
 }
 
-func openHangups() *hangups {
-	h := &hangups{peers: map[int]*peer{}}
+func openHangups(f *feeders) *hangups {
+	h := &hangups{feeders: f, peers: map[int]*peer{}}
 	var err error
 	if h.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return h
@@ -64,9 +65,11 @@ func (h *hangups) run() {
 func (h *hangups) tell(fd int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if p := h.peers[fd]; p != nil {
+	if fd == h.feeders.fd {
+		h.feeders.next(1)
+	} else if p := h.peers[fd]; p != nil {
 		p.ending.Store(true)
-		p.file.SetReadDeadline(time.Unix(1, 0)) // wakes its reader from where it is parked
+		p.conn().file.SetReadDeadline(time.Unix(1, 0)) // wakes its reader from where it is parked
 	}
 }
 
@@ -81,19 +84,23 @@ func (h *hangups) watch(p *peer) {
 	h.mu.Lock()
 	h.peers[p.fd] = p
 	h.mu.Unlock()
-	watched := false
-	if h.file != nil {
-		e := unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(p.fd)}
-		watched = unix.EpollCtl(h.fd, unix.EPOLL_CTL_ADD, p.fd, &e) == nil
-	}
-	if !watched {
+	if h.control(unix.EPOLL_CTL_ADD, p.fd, unix.EPOLLRDHUP|unix.EPOLLET) != nil {
 		p.ending.Store(true)
 	}
 }
 
-// forget is called before the peer's descriptor is closed, which also takes it out of the epoll instance.
+// control is epoll_ctl(2).
+func (h *hangups) control(op, fd int, events uint32) error {
+	if h.file == nil {
+		return unix.EBADF
+	}
+	return unix.EpollCtl(h.fd, op, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
+}
+
+// forget is called before the peer's descriptor is closed; its socket may stay open under another.
 func (h *hangups) forget(fd int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.peers, fd)
+	h.control(unix.EPOLL_CTL_DEL, fd, 0)
 }

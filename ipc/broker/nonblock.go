@@ -67,6 +67,15 @@ func ioNow(call uintptr, fd int, b []byte) (int, error) {
 	return callNow(call, fd, unsafe.Pointer(&b[0]), uintptr(len(b)))
 }
 
+// epollNow is epoll_wait(2) without waiting.
+func epollNow(fd int, events []unix.EpollEvent) int {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
+}
+
 // callNow returns -1 with an errno, never EINTR.
 func callNow(call uintptr, fd int, p unsafe.Pointer, last uintptr) (int, error) {
 	for {

@@ -85,7 +85,7 @@ func (o *outlet) write(fd uintptr) {
 // push writes what the socket takes of b now and returns the rest; err says why there is one.
 func (o *outlet) push(b []byte) []byte {
 	o.data = b
-	if err := o.p.raw.Control(o.try); err != nil {
+	if err := o.p.conn().raw.Control(o.try); err != nil {
 		o.err = err
 	}
 	return o.data
@@ -196,6 +196,11 @@ func (o *outlet) drain(from *peer) {
 	}
 }
 
+// idle tells that nothing waits here, nor anybody. It wants mu.
+func (o *outlet) idle() bool {
+	return !o.gone && o.parked == nil && len(o.rest) == 0 && !o.queue.some.Load()
+}
+
 // taken is how many bytes a receiver has read, if the kernel tells: at least, and at most, since what is on its way through
 // the kernel shows on neither side or on both.
 type taken struct {
@@ -204,7 +209,7 @@ type taken struct {
 }
 
 func (o *outlet) taken() (t taken) {
-	o.p.raw.Control(func(fd uintptr) { // an error: not known
+	o.p.control(func(fd uintptr) { // over: not known
 		var most, least int64
 		most, least, t.known = o.p.b.unread(int(fd), o.p.cred.Transport)
 		t.least, t.most = o.written-most, o.written-least
@@ -222,8 +227,9 @@ func (o *outlet) await(b []byte) []byte {
 	slice, last := askAfter, o.asOf
 	for {
 		before := len(o.data)
-		o.p.file.SetWriteDeadline(time.Now().Add(slice)) // an error: Write has it too
-		if err := o.p.raw.Write(o.wait); err == nil {
+		c := o.p.conn()
+		c.file.SetWriteDeadline(time.Now().Add(slice)) // an error: Write has it too
+		if err := c.raw.Write(o.wait); err == nil {
 			return o.data
 		} else if !errors.Is(err, os.ErrDeadlineExceeded) {
 			o.err = err
@@ -253,7 +259,7 @@ func (o *outlet) stick(name string) {
 
 // park has the finisher wait for room.
 func (o *outlet) park() {
-	o.p.file.SetWriteDeadline(time.Time{})
+	o.p.conn().file.SetWriteDeadline(time.Time{})
 	parked := make(chan struct{})
 	o.parked = parked
 	o.p.b.wg.Go(func() { o.finish(parked) })
@@ -262,7 +268,7 @@ func (o *outlet) park() {
 // fetch gets the finisher out of RawConn.Write.
 func (o *outlet) fetch() {
 	if o.parked != nil {
-		o.p.file.SetWriteDeadline(time.Unix(1, 0))
+		o.p.conn().file.SetWriteDeadline(time.Unix(1, 0))
 		<-o.parked
 		o.parked = nil
 	}
@@ -339,7 +345,7 @@ func (o *outlet) finish(parked chan struct{}) {
 // is known under the lock alone.
 func (o *outlet) roomy() (over bool) {
 	fds := []unix.PollFd{{Events: unix.POLLOUT}}
-	err := o.p.raw.Write(func(fd uintptr) bool {
+	err := o.p.conn().raw.Write(func(fd uintptr) bool {
 		fds[0].Fd = int32(fd)
 		n, err := unix.Poll(fds, 0)
 		for err == unix.EINTR {

@@ -30,12 +30,21 @@ func (t *tally) load() Traffic {
 	return Traffic{Bytes: t.bytes.Load(), Messages: t.messages.Load(), FDs: t.fds.Load()}
 }
 
+// conn is a connection as the runtime's poller has it.
+type conn struct {
+	file *os.File // os.File, since it gives the poller to any descriptor
+	raw  syscall.RawConn
+}
+
+func newConn(fd int) *conn {
+	c := &conn{file: os.NewFile(uintptr(fd), "peer")}
+	c.raw, _ = c.file.SyscallConn() // fails for a closed file only
+	return c
+}
+
 type peer struct {
 	// Immutable:
 	b    *Broker
-	fd   int      // open until run ends
-	file *os.File // the socket; os.File, since it gives the runtime's poller to any descriptor
-	raw  syscall.RawConn
 	pull func([]byte) (int, error) // p.read
 
 	cred Cred
@@ -48,6 +57,9 @@ type peer struct {
 	sent, written tally               // by it, and to it
 	v2            atomic.Pointer[two] // nil: it speaks protocol 1, or has not said which; set once by the reader
 
+	polled atomic.Pointer[conn] // nil: feeders has it; see conn
+	feeds  chan struct{}        // while feeders has it: closed by it when it lets go. feeders.mu guards it
+
 	busy   atomic.Bool // its reader is not parked at the end of what was there
 	ending atomic.Bool // its end of stream may have come already: it is read until EAGAIN, however little there is
 
@@ -59,8 +71,12 @@ type peer struct {
 
 	watching int // names; presence.mu guards it
 
-	// Owned by the reader:
+	// Owned by the reader, or by feeders while that has it:
 	reader
+	fd           int       // open until run ends
+	unread       []byte    // what feeders has read, and is no feed
+	fed          int       // feeds since it did anything else
+	fedFrom      time.Time // when the first of them came
 	chosen       bool      // its protocol is known
 	since        time.Time // since when a frame, or the beginning, is begun; zero: none is
 	end          error
@@ -72,8 +88,8 @@ type peer struct {
 }
 
 func newPeer(b *Broker, fd int, c Cred, u *user) *peer {
-	p := &peer{b: b, fd: fd, file: os.NewFile(uintptr(fd), "peer"), cred: c, user: u}
-	p.raw, _ = p.file.SyscallConn() // fails for a closed file only
+	p := &peer{b: b, fd: fd, cred: c, user: u}
+	p.polled.Store(newConn(fd))
 	p.pull = p.read
 	p.out.init(p)
 	p.busy.Store(true) // until readable has found the end for the first time
@@ -86,14 +102,19 @@ func (p *peer) run() {
 	b := p.b
 	p.who = b.gate.Arrive(p.cred)
 	p.arrived.Store(true)
-	err := p.raw.Read(p.readable)
-	for errors.Is(err, os.ErrDeadlineExceeded) { // hangups woke it, or the clock of a frame
-		if p.late() {
+	err := p.conn().raw.Read(p.readable)
+	for {
+		if err == nil && p.end == errFeeds {
+			b.feeders.serve(p)
+		} else if !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if p.late() { // else hangups woke it, not the clock of a frame
 			p.end, err = errSlow, nil
 			break
+		} else {
+			p.conn().file.SetReadDeadline(time.Time{})
 		}
-		p.file.SetReadDeadline(time.Time{})
-		err = p.raw.Read(p.readable)
+		err = p.conn().raw.Read(p.readable)
 	}
 	if err != nil { // the poller's: none of what was read
 		p.end = io.EOF
@@ -112,7 +133,7 @@ func (p *peer) run() {
 		}
 	}
 	b.hangups.forget(p.fd)
-	p.file.Close()
+	p.conn().file.Close()
 	b.mu.Lock()
 	delete(b.peers, p)
 	b.dismiss(p.user)
@@ -127,6 +148,10 @@ func (p *peer) run() {
 func (p *peer) readable(uintptr) (over bool) {
 	p.busy.Store(true)
 	if p.end = p.drainAll(); p.end != unix.EAGAIN {
+		return true
+	}
+	if p.b.feeders.wants(p) {
+		p.end = errFeeds
 		return true
 	}
 	p.busy.Store(false)
@@ -146,14 +171,9 @@ func (p *peer) drainAll() error {
 	if v == nil {
 		return p.drain(p.pull, p)
 	}
-	if v.takes {
-		v.oob = rightsLent.Get().(*rights)
-	}
+	v.borrow()
 	err := v.drain(p.pull, v)
-	if v.oob != nil {
-		rightsLent.Put(v.oob)
-		v.oob = nil
-	}
+	v.giveBack()
 	p.out.kick() // answers, all at once
 	p.clock(v.party == nil || v.begun())
 	return err
@@ -163,6 +183,11 @@ func (p *peer) drainAll() error {
 // does (epoll(7), questions and answers). Where the end of the stream may have come with it, only the next read tells.
 // A peer that passes descriptors or urgent data can make a read shorter; what follows those then waits for the next edge.
 func (p *peer) read(b []byte) (int, error) {
+	if len(p.unread) > 0 {
+		n := copy(b, p.unread)
+		p.unread = p.unread[n:]
+		return n, nil
+	}
 	if v := p.v2.Load(); v != nil && v.oob != nil {
 		return v.read(b)
 	}
@@ -179,7 +204,7 @@ func (p *peer) farewell() {
 	var errno unix.Errno
 	switch {
 	case p.end == io.EOF, errors.As(p.end, &errno):
-		if v := p.v2.Load(); len(p.torn) > 0 || v != nil && (len(v.torn) > 0 || v.skip > 0) {
+		if p.begun() {
 			p.b.count.truncated.Add(1)
 			p.b.log.Debug("connection ended within a packet", p.attrs()...)
 		}
@@ -192,6 +217,12 @@ func (p *peer) farewell() {
 			p.b.log.Warn("malformed packet", p.attrs("err", p.end, "next", "connection closed", "kept_back", kept)...)
 		}
 	}
+}
+
+// begun tells whether what it sent ends within a packet or a frame. For its reader.
+func (p *peer) begun() bool {
+	v := p.v2.Load()
+	return len(p.torn) > 0 || v != nil && (len(v.torn) > 0 || v.skip > 0)
 }
 
 // attrs is who this peer is, for a log line, and more.
@@ -212,13 +243,35 @@ func (p *peer) hungUp() bool {
 
 // kick ends the connection from any goroutine; what it sent before is still read.
 func (p *peer) kick() {
-	p.ending.Store(true)                                                       // before, so that the shutdown comes after a read that did not see it, and makes an edge of its own
-	p.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // an error: it is over already
+	p.ending.Store(true) // before, so that the shutdown comes after a read that did not see it, and makes an edge of its own
+	p.control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+}
+
+// conn gives the connection to who wants to write or to wait, after which it is not read with the other feeders. Who holds out.mu
+// may keep it while that is held; without, it may be closed the next moment.
+func (p *peer) conn() *conn {
+	for {
+		if c := p.polled.Load(); c != nil {
+			return c
+		}
+		p.b.feeders.release(p)
+	}
+}
+
+// control calls f with the descriptor, from any goroutine, unless the connection is over.
+func (p *peer) control(f func(fd uintptr)) {
+	for c := p.conn(); c.raw.Control(f) != nil; {
+		was := c
+		if c = p.conn(); c == was {
+			return
+		}
+	}
 }
 
 // packet handles a register or a watchdog packet.
 func (p *peer) packet(b []byte) error {
 	name, use := wire.Source(b), Watch
+	p.count(isFeed(b))
 	if wire.Cmd(b) == wire.CmdRegister {
 		if use = Receive; !mayClaim(string(name)) {
 			return fmt.Errorf("register %q: %w", name, errName)
@@ -267,7 +320,7 @@ func (p *peer) replaced(name string) {
 	}
 	p.tell(errorFrame(v.party.id, 0, wire.ErrTaken, name, 0, ""))
 	p.ending.Store(true)
-	p.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
+	p.control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
 }
 
 // leave is the last that the gate has allowed.
@@ -305,13 +358,21 @@ var (
 
 func mayClaim(name string) bool { return wire.ValidName(name) && !wire.Reserved(name) }
 
+// claimed gives the right to a use of a name that this connection has been given; nil: none. For its reader.
+func (p *peer) claimed(name []byte, use Use) *claim {
+	for _, c := range p.claims {
+		if c.use == use && c.name == string(name) {
+			return c
+		}
+	}
+	return nil
+}
+
 // claim gives this connection's right to a use of a name, from what it keeps or from the gate. If there is none, n
 // packets are counted as refused; the gate logs its own refusals.
 func (p *peer) claim(name []byte, use Use, n int64) (*claim, bool) {
-	for _, c := range p.claims {
-		if c.use == use && c.name == string(name) {
-			return c, true
-		}
+	if c := p.claimed(name, use); c != nil {
+		return c, true
 	}
 	c := &claim{peer: p, name: string(name), use: use}
 	if !mayClaim(c.name) {
@@ -377,6 +438,7 @@ func (p *peer) free(c *claim, n int64) bool {
 
 // stretch forwards transfer packets of one route.
 func (p *peer) stretch(b []byte) {
+	p.count(false)
 	p.sent.messages.Add(int64(len(b) / wire.PacketSize))
 	if from, ok := p.source(wire.Source(b), int64(len(b)/wire.PacketSize)); ok {
 		p.b.forward(b, p, from)

@@ -58,7 +58,7 @@ func (b *Broker) pending(mine func(who any) bool) bool {
 
 // waiting tells whether bytes of the peer are still in its socket.
 func (p *peer) waiting() (yes bool) {
-	p.raw.Control(func(fd uintptr) { // an error: it is over
+	p.control(func(fd uintptr) {
 		n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
 		yes = n > 0 && err == nil
 	})

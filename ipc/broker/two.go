@@ -84,15 +84,15 @@ func (p *peer) clock(begun bool) {
 	switch {
 	case begun && p.since.IsZero():
 		p.since = time.Now()
-		p.file.SetReadDeadline(p.since.Add(partialMax))
+		p.conn().file.SetReadDeadline(p.since.Add(partialMax))
 	case !begun && !p.since.IsZero():
 		p.since = time.Time{}
-		p.file.SetReadDeadline(time.Time{})
+		p.conn().file.SetReadDeadline(time.Time{})
 	default:
 		return
 	}
 	if p.ending.Load() { // hangups may have set it in between
-		p.file.SetReadDeadline(time.Unix(1, 0))
+		p.conn().file.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
@@ -145,6 +145,20 @@ func (v *two) read(b []byte) (int, error) {
 		err = unix.EAGAIN
 	}
 	return n, err
+}
+
+// borrow and giveBack are around reading.
+func (v *two) borrow() {
+	if v != nil && v.takes {
+		v.oob = rightsLent.Get().(*rights)
+	}
+}
+
+func (v *two) giveBack() {
+	if v != nil && v.oob != nil {
+		rightsLent.Put(v.oob)
+		v.oob = nil
+	}
 }
 
 // take gives the descriptors that belong to a frame.
@@ -239,6 +253,7 @@ func (v *two) answer(frame []byte, code uint8, text string) {
 // run carries messages that ask for nothing but are told of errors.
 func (v *two) run(b []byte, n int) error {
 	m := batch{b: b, n: n, frames: true}
+	v.p.count(false)
 	v.p.sent.messages.Add(int64(n))
 	if v.party == nil {
 		return errHello
@@ -358,6 +373,7 @@ func (v *two) frame(f []byte) error {
 	fds := v.take(f)
 	defer v.p.closeAll(fds)
 	kind := f[wire.OffsetType]
+	v.p.count(isFeedFrame(f))
 	if v.party == nil {
 		if kind != wire.TypeHello {
 			return errHello
