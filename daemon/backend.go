@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"os"
 	"slices"
@@ -130,11 +131,7 @@ func (b backend) reached(names []string, aim string) (out []control.Outcome, err
 		if !reached && (!there || aim != control.AimStopped && hopeless(is, name)) {
 			return nil, control.Errorf(control.CodeStopped, "zhxctl why "+name, "%s: will not be %s: %s", name, aim, cmp.Or(p.Outlook, "it was removed"))
 		}
-		o := control.Outcome{Name: name, Text: aim}
-		if p.PID != 0 {
-			o.PID = &p.PID
-		}
-		out, missing = append(out, o), missing || !reached
+		out, missing = append(out, control.Outcome{Name: name, Text: aim, PID: given(p.PID)}), missing || !reached
 	}
 	if missing {
 		return nil, nil
@@ -330,7 +327,7 @@ func (b backend) Shutdown(by control.Caller, keep bool) (answer control.Shutdown
 }
 
 // Logs implements control.Backend.
-func (b backend) Logs(ctx context.Context, q control.LogQuery) (<-chan control.LogLine, error) {
+func (b backend) Logs(ctx context.Context, q control.LogQuery) (iter.Seq[control.LogLine], error) {
 	names := q.Names
 	for _, name := range names {
 		if err := b.known(name); err != nil {
@@ -338,15 +335,13 @@ func (b backend) Logs(ctx context.Context, q control.LogQuery) (<-chan control.L
 		}
 	}
 	if len(names) == 0 {
-		for _, c := range b.config().Clients {
-			names = append(names, c.Name)
-		}
+		names, _ = b.resolve(control.Which{All: true})
 	}
 	from, err := q.From()
 	if err != nil {
 		return nil, err
 	}
-	out := make(chan control.LogLine)
+	out := make(chan control.LogLine) // of those that are followed
 	var kept []control.LogLine
 	var follow []func()
 	for _, name := range names {
@@ -371,12 +366,9 @@ func (b backend) Logs(ctx context.Context, q control.LogQuery) (<-chan control.L
 		return nil, control.Errorf(control.CodeFailed, "zhxctl logs", "nothing is kept of a run that has ended")
 	}
 	slices.SortStableFunc(kept, func(x, y control.LogLine) int { return x.At.Compare(y.At.Time) })
-	go func() {
-		defer close(out)
+	return func(yield func(control.LogLine) bool) {
 		for _, line := range kept {
-			select {
-			case out <- line:
-			case <-ctx.Done():
+			if !yield(line) {
 				return
 			}
 		}
@@ -384,9 +376,16 @@ func (b backend) Logs(ctx context.Context, q control.LogQuery) (<-chan control.L
 		for _, f := range follow {
 			all.Go(f)
 		}
-		all.Wait()
-	}()
-	return out, nil
+		go func() {
+			all.Wait()
+			close(out)
+		}()
+		for line := range out {
+			if !yield(line) {
+				return // ctx ends with the asker, and those that are followed with it
+			}
+		}
+	}, nil
 }
 
 // tail is what of the kept lines q means.
@@ -403,21 +402,17 @@ func (b backend) tail(name string, ring *logs.Ring, q control.LogQuery, from tim
 }
 
 // Tap implements control.Backend.
-func (b backend) Tap(ctx context.Context, by control.Caller, pattern string) (<-chan control.TapEvent, error) {
+func (b backend) Tap(ctx context.Context, by control.Caller, pattern string) (iter.Seq[control.TapEvent], error) {
 	b.log.Info("tapped", "by", by.String(), "pattern", pattern)
-	out := make(chan control.TapEvent)
-	go func() {
-		defer close(out)
-		for e := range b.bus.Tap(ctx, pattern) {
-			select {
-			case out <- control.TapEvent{At: control.Stamp{Time: e.At}, Kind: e.Kind, From: e.From, To: e.To, Size: e.Size,
-				Text: string(e.Body), Outcome: e.Outcome, Lost: e.Lost}:
-			case <-ctx.Done():
+	events := b.bus.Tap(ctx, pattern)
+	return func(yield func(control.TapEvent) bool) {
+		for e := range events {
+			if !yield(control.TapEvent{At: control.Stamp{Time: e.At}, Kind: e.Kind, From: e.From, To: e.To, Size: e.Size,
+				Text: string(e.Body), Outcome: e.Outcome, Lost: e.Lost}) {
 				return
 			}
 		}
-	}()
-	return out, nil
+	}, nil
 }
 
 func (b backend) follow(ctx context.Context, name string, more <-chan logs.Line, last int64, out chan<- control.LogLine) {

@@ -120,15 +120,13 @@ func (b *board) open(path string) {
 	}
 	dog, err := hardware.Open(path, deviceTimeout, open)
 	if err != nil {
-		text := err.Error()
-		b.d.device.Store(&text)
+		b.d.device.Store(new(err.Error()))
 		b.d.log.Error("hardware watchdog not opened", "err", err, "next", "zhxd goes on without it")
 		return
 	}
 	b.dog = dog
 	info := dog.Info()
-	text := fmt.Sprintf("%s (%s), timeout %v", path, info.Identity, info.Timeout)
-	b.d.device.Store(&text)
+	b.d.device.Store(new(fmt.Sprintf("%s (%s), timeout %v", path, info.Identity, info.Timeout)))
 	b.d.log.Info("hardware watchdog", "device", path, "identity", info.Identity, "timeout", info.Timeout,
 		"next", "it resets the board unless zhxd feeds it")
 }
@@ -141,12 +139,7 @@ func (b *board) last() (hardware.Reset, bool) {
 }
 
 // passed is told of each completed pass of the judge; it must not block.
-func (b *board) passed() {
-	select {
-	case b.passes <- struct{}{}:
-	default: // the heart is at work, or stuck, which must not be the judge's trouble
-	}
-}
+func (b *board) passed() { nudge(b.passes) } // the heart may be stuck, which must not be the judge's trouble
 
 // heart feeds whoever watches zhxd.
 func (b *board) heart(ctx context.Context) {
@@ -328,10 +321,7 @@ func (b backend) boardStatus() *control.BoardStatus {
 	st := &control.BoardStatus{Mode: b.config().Watchdog.Mode, SafeMode: b.board.safe, Device: b.device.Load()}
 	if last, ok := b.board.last(); ok {
 		st.LastReset = &control.ResetStatus{Reason: last.Reason, Boot: last.Boot, Uptime: control.Seconds(last.Uptime),
-			At: control.Stamp{Time: last.At}, Synced: last.Synced, Count: last.Count}
-		if last.Client != "" {
-			st.LastReset.Client = &last.Client
-		}
+			At: control.Stamp{Time: last.At}, Synced: last.Synced, Count: last.Count, Client: given(last.Client)}
 	}
 	return st
 }

@@ -252,7 +252,7 @@ func TestHeart(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	log := &buffer{}
-	out := NewLog(log)
+	out := newLog(log)
 	defer out.Close()
 	d := &Daemon{log: out.Logger(), ending: make(chan struct{})} // else a roll call goes on with the other parts, which it has not
 	d.loaded.Store(&config.Config{})

@@ -75,7 +75,7 @@ type Daemon struct {
 	// Immutable:
 	opts    Options
 	began   time.Time
-	out     *Log
+	out     *lineLog
 	log     *slog.Logger
 	dir     *rundir
 	cookie  string // "": there is none, and nobody is admitted by it
@@ -192,7 +192,7 @@ func (d *Daemon) openLog() error {
 		}
 		w = f
 	}
-	d.out = NewLog(w)
+	d.out = newLog(w)
 	d.log = d.out.Logger()
 	return nil
 }
@@ -220,7 +220,7 @@ func (d *Daemon) run(ctx context.Context, conf *config.Config) (err error) {
 	}
 	d.bus = broker.New(d, d.log, broker.Options{MaxBody: conf.Daemon.MaxBody})
 	d.procs = procman.New(procman.Options{
-		Dir: d.dir.state, Notify: d.dir.notify, Environ: childEnviron(conf.Daemon.Socket), Kernel: d.kernel, Log: d.log, Events: d,
+		Dir: d.dir.state, Notify: d.dir.notify, Environ: append(os.Environ(), "ZHX_SOCKET="+conf.Daemon.Socket), Kernel: d.kernel, Log: d.log, Events: d,
 		Output: d.out.Output, Fail: failpoint(),
 		Spare: d.spare, Changed: d.changed,
 		Settle: func() { d.bus.Settle(watchdog.SettleMax, func(any) bool { return true }) },
@@ -370,17 +370,13 @@ func (d *Daemon) listen(c *config.Daemon) (l listeners, err error) {
 
 // awaitTCP listens as soon as the address is free; nil: ctx has ended.
 func (d *Daemon) awaitTCP(ctx context.Context, address string) net.Listener {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(tcpAgain):
-		}
+	for rest(ctx, tcpAgain) {
 		if ln, err := net.Listen("tcp4", address); err == nil {
 			d.log.Info("the address of TCP is free", "tcp", ln.Addr().String(), "next", "clients connect there, too")
 			return ln
 		}
 	}
+	return nil
 }
 
 // failpoint ends this process at the point that $ZHX_FAILPOINT names, in tests of a crash.
@@ -395,18 +391,6 @@ func failpoint() func(point string) {
 			select {}
 		}
 	}
-}
-
-// childEnviron is what every child's environment begins with. Nothing of zhxd's NOTIFY_SOCKET, LISTEN_* or WATCHDOG_*
-// passes.
-func childEnviron(socket string) []string {
-	env := []string{"ZHX_SOCKET=" + socket}
-	for _, key := range []string{"PATH", "LANG", "TZ"} {
-		if v, ok := os.LookupEnv(key); ok {
-			env = append(env, key+"="+v)
-		}
-	}
-	return env
 }
 
 func (d *Daemon) config() *config.Config { return d.loaded.Load() }
@@ -428,18 +412,10 @@ func (d *Daemon) Began(name string, number uint64, t *proc.Tree) {
 	if c == nil {
 		return // removed from the configuration while it was about to start
 	}
-	s := &session{id: watchdog.ID{Name: name, Run: number}, began: time.Now(), client: c, tree: t, unfed: &d.unfed, targets: targets{}, unprobe: func() {},
-		tell: func() { d.changed(name) }}
-	s.note = func(armed bool) {
-		if armed {
-			go d.procs.Armed(name, number)
-		} else {
-			go d.procs.Registered(name, number)
-		}
-	}
+	s := &session{d: d, id: watchdog.ID{Name: name, Run: number}, began: time.Now(), client: c, tree: t, targets: targets{}, unprobe: func() {}}
 	c.mu.Lock()
-	s.newDog(d, c.conf.Rules())
-	s.configure(d, c.conf)
+	s.newDog(c.conf.Rules())
+	s.configure(c.conf)
 	c.current = s
 	c.mu.Unlock()
 	d.takeBack(c.names())
@@ -451,7 +427,7 @@ func (d *Daemon) Running(name string, number uint64, pid int) {
 		s.pid.Store(int64(pid))
 		p := s.client.configured().Probe
 		s.mu.Lock()
-		s.ask(d, p)
+		s.ask(p)
 		s.mu.Unlock()
 	}
 }
@@ -520,6 +496,32 @@ func (d *Daemon) signals(ctx context.Context, ch <-chan os.Signal, hurry func())
 			}
 		}
 	}
+}
+
+// rest waits for d, and reports false where ctx ends before.
+func rest(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// nudge tells whoever waits on c, which has room for one, to look; never waits: who has not looked yet is told already.
+func nudge(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// given is a pointer to v, as what can be absent is shown; nil for the zero value.
+func given[T comparable](v T) *T {
+	if v == *new(T) {
+		return nil
+	}
+	return &v
 }
 
 // round shortens a duration for people.

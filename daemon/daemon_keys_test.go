@@ -119,7 +119,7 @@ func TestPresenceKey(t *testing.T) {
 				}
 			}
 			if there != wanted {
-				t.Errorf("%s is there: %t", PresenceName, there)
+				t.Errorf("%s is there: %t", presenceName, there)
 			}
 		})
 	}
@@ -141,7 +141,7 @@ func present(pid int) bool {
 		fmt.Sscan(text[:open], &id)
 		fmt.Sscan(text[shut+1:], &state, &of)
 		parent[id] = of
-		if text[open+1:shut] == PresenceName {
+		if text[open+1:shut] == presenceName {
 			named = append(named, id)
 		}
 	}

@@ -8,6 +8,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -95,7 +96,7 @@ func (d *Daemon) stateEvent(name string) {
 	if now.want != 0 && was.want == now.want && was.kind == now.kind {
 		return // tried again, in vain
 	}
-	ev := control.Event{Client: name, Kind: now.kind, Text: strings.TrimPrefix(st.Outlook, now.kind+"; ")}
+	ev := control.Event{Client: name, Kind: now.kind, Run: given(st.Run), Text: strings.TrimPrefix(st.Outlook, now.kind+"; ")}
 	switch e := st.LastExit; {
 	case now.kind == "ready" && st.Adopted:
 		ev.Text = fmt.Sprintf("pid %d, which an earlier zhxd has started", st.PID)
@@ -103,9 +104,6 @@ func (d *Daemon) stateEvent(name string) {
 		ev.Text = fmt.Sprintf("pid %d", st.PID)
 	case st.PID == 0 && e != nil && e.Run == st.Run:
 		ev.Text = ended(*e)
-	}
-	if st.Run > 0 {
-		ev.Run = &st.Run
 	}
 	d.events.add(ev)
 }
@@ -127,7 +125,7 @@ func ended(e procman.LastExit) string {
 }
 
 // Events implements control.Backend.
-func (b backend) Events(ctx context.Context, q control.EventQuery) (<-chan control.Event, error) {
+func (b backend) Events(ctx context.Context, q control.EventQuery) (iter.Seq[control.Event], error) {
 	for _, name := range q.Names {
 		if err := b.known(name); err != nil {
 			return nil, err
@@ -148,15 +146,11 @@ func (b backend) Events(ctx context.Context, q control.EventQuery) (<-chan contr
 	if q.N >= 0 {
 		list = list[max(0, len(list)-q.N):]
 	}
-	out := make(chan control.Event)
-	go func() {
-		defer close(out)
+	return func(yield func(control.Event) bool) {
 		for ; ; list, more = next() {
 			for _, ev := range list {
 				ev.Lost, lost = lost, 0
-				select {
-				case out <- ev:
-				case <-ctx.Done():
+				if !yield(ev) {
 					return
 				}
 			}
@@ -169,6 +163,5 @@ func (b backend) Events(ctx context.Context, q control.EventQuery) (<-chan contr
 				return
 			}
 		}
-	}()
-	return out, nil
+	}, nil
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"iter"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -26,9 +27,11 @@ func TestEventsRing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	next, stop := iter.Pull(read)
+	defer stop()
 	expect := func(seq, lost uint64) {
 		t.Helper()
-		if e := <-read; e.Seq != seq || e.Lost != lost {
+		if e, _ := next(); e.Seq != seq || e.Lost != lost {
 			t.Fatalf("got event %d, %d lost; want %d, %d", e.Seq, e.Lost, seq, lost)
 		}
 	}
@@ -38,14 +41,15 @@ func TestEventsRing(t *testing.T) {
 	expect(4, 0)
 	add(eventsMax)
 	for seq := uint64(5); seq < 5+eventsMax; seq++ {
-		e := <-read
+		e, _ := next()
 		if lost := e.Seq - seq; lost != e.Lost { // it had taken none, or the first of them
 			t.Fatalf("got event %d, %d lost, after %d", e.Seq, e.Lost, seq-1)
 		}
 		seq = e.Seq
 	}
 	cancel()
-	for range read { // it ends
+	if e, more := next(); more {
+		t.Errorf("got event %d after the end", e.Seq)
 	}
 	for _, tt := range []struct{ n, want int }{{-1, eventsMax}, {0, 0}, {7, 7}, {1000, eventsMax}} {
 		read, _ := backend{d}.Events(t.Context(), control.EventQuery{N: tt.n})

@@ -62,10 +62,7 @@ func (d *Daemon) guard(ctx context.Context, sockets []*guarded) {
 				d.log.Error("run directory is not whole", "err", err, "next", "tried again each "+guardAgain.String())
 			}
 			told = err.Error()
-			select {
-			case <-time.After(guardAgain):
-			case <-ctx.Done():
-			}
+			rest(ctx, guardAgain)
 		} else {
 			told = ""
 			if events == nil { // something was not there to be watched; now it is

@@ -180,7 +180,7 @@ func (d *Daemon) prove(v *visitor, run *session, use broker.Use) (proof, missing
 func (d *Daemon) claimIdle(v *visitor, c *client, name string) (broker.Session, error) {
 	s := &stranger{d: d, visitor: v, name: name, account: &c.account}
 	missing := "client " + c.name + " does not run"
-	if d.stoppedByHand(c.name) {
+	if st, _ := d.procs.StatusOf(c.name); st.StoppedBy != "" {
 		if v.cred.UID == 0 || v.cred.UID >= 0 && v.cred.UID == c.uid() {
 			return s, nil
 		}
@@ -190,11 +190,6 @@ func (d *Daemon) claimIdle(v *visitor, c *client, name string) (broker.Session, 
 		return nil, err
 	}
 	return s, nil
-}
-
-func (d *Daemon) stoppedByHand(name string) bool {
-	st, _ := d.procs.StatusOf(name)
-	return st.StoppedBy != ""
 }
 
 // uid is the user that the client's processes run as, -1 if there is no such user.

@@ -59,7 +59,7 @@ type keeper struct {
 
 // RunKeeper keeps a zhxd with the same options, and returns the exit code of the one that ended by itself.
 func RunKeeper(ctx context.Context, o Options) int {
-	conf, err := guard(o)
+	conf, err := becomeKeeper(o)
 	exe, exeErr := os.Executable()
 	if err = errors.Join(err, exeErr); err != nil {
 		fmt.Fprintln(os.Stderr, "zhxd: keeper:", err)
@@ -75,7 +75,7 @@ func RunKeeper(ctx context.Context, o Options) int {
 	if o.LogFile != "" {
 		argv = append(argv, "--log", o.LogFile)
 	}
-	out := NewLog(os.Stderr)
+	out := newLog(os.Stderr)
 	defer out.Close()
 	k := keeper{argv: argv, notify: filepath.Join(conf.Daemon.RunDir, "state", "keeper"), logFile: o.LogFile, silence: keeperSilence, log: out.Logger()}
 	if conf.Watchdog.Device != "" {
@@ -88,9 +88,9 @@ func RunKeeper(ctx context.Context, o Options) int {
 	return k.keep(ctx)
 }
 
-// guard makes this process the only keeper of its configuration's run directory: two would start zhxd in turn, also after a
+// becomeKeeper makes this process the only keeper of its configuration's run directory: two would start zhxd in turn, also after a
 // shutdown. It locks zhxd's lock file, by fcntl(2), which does not see zhxd's flock(2) and names the keeper to zhxctl.
-func guard(o Options) (*config.Config, error) {
+func becomeKeeper(o Options) (*config.Config, error) {
 	conf, err := load(o)
 	if err != nil {
 		return nil, err
@@ -254,10 +254,7 @@ func (k *keeper) hear(socket *net.UnixConn) {
 		if strings.Contains("\n"+note+"\n", "\n"+sdaemon.SdNotifyReady+"\n") {
 			k.ready.Store(true)
 		}
-		select {
-		case k.heard <- struct{}{}:
-		default: // so it is told already
-		}
+		nudge(k.heard)
 		notifyOuter(note) // zhxctl waits for the first one only
 	}
 }

@@ -223,7 +223,7 @@ func TestKeeping(t *testing.T) {
 		return
 	}
 	os.Setenv(keptConfigEnv, path)
-	out := NewLog(os.Stderr)
+	out := newLog(os.Stderr)
 	k := keeper{
 		argv: []string{os.Args[0], "-test.run=^TestKeptReal$"}, notify: filepath.Join(filepath.Dir(path), "n"),
 		log: out.Logger(), silence: keptSilence,
@@ -350,7 +350,7 @@ const guardEnv = "ZHX_TEST_GUARD"
 // TestGuarded is no test but the other keeper of TestGuard.
 func TestGuarded(t *testing.T) {
 	if path := os.Getenv(guardEnv); path != "" {
-		_, err := guard(Options{Config: path})
+		_, err := becomeKeeper(Options{Config: path})
 		fmt.Println(err)
 	}
 }
@@ -363,7 +363,7 @@ func TestGuard(t *testing.T) {
 	if err := os.WriteFile(path, fmt.Appendf(nil, "[daemon]\nrun_dir = %q\n", dir+"/run"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if conf, err := guard(Options{Config: path}); err != nil || conf.Daemon.RunDir != dir+"/run" {
+	if conf, err := becomeKeeper(Options{Config: path}); err != nil || conf.Daemon.RunDir != dir+"/run" {
 		t.Fatal(conf, err)
 	}
 	other := exec.Command(os.Args[0], "-test.run=^TestGuarded$")

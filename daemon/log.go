@@ -2,7 +2,7 @@
 // never holds up a child's output, the broker or the watchdog. What does not fit into the queue is counted and told.
 //
 //	slog.Logger ─┐
-//	child lines ─┴─> Log.put (never waits) ─queue─> writer ─> stderr or zhxd.log (1 MiB, one older)
+//	child lines ─┴─> put (never waits) ─queue─> writer ─> stderr or zhxd.log (1 MiB, one older)
 package daemon
 
 import (
@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 )
 
 const (
@@ -29,13 +30,13 @@ const (
 	stampLayout = "2006-01-02T15:04:05.000Z" // UTC, RFC 3339 with milliseconds
 )
 
-// Log writes lines such as
+// lineLog writes lines such as
 //
 //	2026-11-22T17:20:31.402Z [client1] lapse (run=3 pid=5061 silence=9s) -> its whole tree is killed, then it restarts
 //	2026-11-22T17:20:31.404Z [client1] | what the client printed
 //
 // It is safe for any number of goroutines; none of its methods but Close waits for the writing.
-type Log struct {
+type lineLog struct {
 	// Immutable:
 	lines chan []byte
 	done  chan struct{}
@@ -47,22 +48,22 @@ type Log struct {
 	dropped atomic.Int64
 }
 
-// NewLog starts a log that writes to w.
-func NewLog(w io.Writer) *Log {
-	l := &Log{lines: make(chan []byte, logQueue), done: make(chan struct{}), w: w}
+// newLog starts a log that writes to w.
+func newLog(w io.Writer) *lineLog {
+	l := &lineLog{lines: make(chan []byte, logQueue), done: make(chan struct{}), w: w}
 	go l.write()
 	return l
 }
 
 // Dropped is the number of lines that were lost because nobody took the log's bytes, or the log could not be written.
-func (l *Log) Dropped() int64 { return l.dropped.Load() }
+func (l *lineLog) Dropped() int64 { return l.dropped.Load() }
 
 // Logger is the log as a slog.Logger. The attribute client (or source) names whom
 // a line is about, next says what happens next.
-func (l *Log) Logger() *slog.Logger { return slog.New(&logHandler{log: l}) }
+func (l *lineLog) Logger() *slog.Logger { return slog.New(&logHandler{log: l}) }
 
 // Output logs one line that a client printed.
-func (l *Log) Output(client string, line []byte) {
+func (l *lineLog) Output(client string, line []byte) {
 	if len(l.lines) >= logQueue-logOwn {
 		l.dropped.Add(1)
 		return
@@ -72,7 +73,7 @@ func (l *Log) Output(client string, line []byte) {
 }
 
 // Close writes what is queued, for at most logFlushMax, and ends the log.
-func (l *Log) Close() {
+func (l *lineLog) Close() {
 	l.mu.Lock()
 	if !l.closed {
 		l.closed = true
@@ -85,7 +86,7 @@ func (l *Log) Close() {
 	}
 }
 
-func (l *Log) put(line []byte) {
+func (l *lineLog) put(line []byte) {
 	if len(line) > logLineMax {
 		line = append(line[:logLineMax], " [cut]"...)
 	}
@@ -101,7 +102,7 @@ func (l *Log) put(line []byte) {
 	}
 }
 
-func (l *Log) write() {
+func (l *lineLog) write() {
 	defer close(l.done)
 	var told int64
 	var failed error // of the last line: it is told when there is room again, and until then counted
@@ -133,7 +134,7 @@ func (l *Log) write() {
 
 // logHandler turns slog records into the log's lines.
 type logHandler struct {
-	log   *Log
+	log   *lineLog
 	attrs []slog.Attr
 }
 
@@ -191,17 +192,16 @@ func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
 
 // printable shows control characters escaped, so that a child cannot steer the terminal of who reads the log.
 func printable(s string) string {
-	if !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\ufffd' }) {
+	steers := func(r rune) bool { return unicode.IsControl(r) && r != '\t' }
+	if !strings.ContainsFunc(s, func(r rune) bool { return steers(r) || r == '\ufffd' }) {
 		return s
 	}
 	var b strings.Builder
 	for i, r := range s {
 		switch {
-		case r == '\t':
-			b.WriteRune(r)
 		case r == '\ufffd' && !strings.HasPrefix(s[i:], "\ufffd"):
 			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0:
+		case steers(r):
 			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
 		default:
 			b.WriteRune(r)

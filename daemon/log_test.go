@@ -11,7 +11,7 @@ import (
 // A line for a person: when, who, what, the facts, and what happens next.
 func TestLogLine(t *testing.T) {
 	var b buffer
-	l := NewLog(&b)
+	l := newLog(&b)
 	l.Logger().With("client", "modem").Warn("lapse", "pid", 12, "text", "two words", "empty", "", "raw", "\x1bc", "next", "it is killed")
 	l.Logger().Info("ready", "socket", "/run/zhx/zhx.sock")
 	l.Output("modem", []byte("colour \x1b[31mred\x07 \xff 中文"))
@@ -39,7 +39,7 @@ func TestLogNeverWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	l := NewLog(w)
+	l := newLog(w)
 	line := []byte(strings.Repeat("x", 200))
 	for range logQueue + 1000 { // a pipe holds 64 KiB, the queue the rest
 		l.Output("c", line)

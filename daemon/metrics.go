@@ -9,6 +9,7 @@ package daemon
 
 import (
 	"context"
+	"maps"
 	"net"
 	"os"
 	"runtime"
@@ -414,10 +415,7 @@ func (c *client) totals() past {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	all := c.past
-	all.deaths = map[string]int64{}
-	for reason, n := range c.past.deaths {
-		all.deaths[reason] = n
-	}
+	all.deaths = maps.Clone(c.past.deaths)
 	if c.current != nil {
 		all.add(c.current.theDog().Status())
 	}
@@ -466,9 +464,6 @@ func (d *Daemon) exhibit(ctx context.Context, address string) {
 			said = text
 			d.log.Error("metrics not served", "address", address, "err", err, "next", "tried again every "+exhibitRetry.String()+"; the control socket answers GET /metrics, too")
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(exhibitRetry):
-		}
+		rest(ctx, exhibitRetry)
 	}
 }

@@ -22,8 +22,8 @@ import (
 	"zhx/procman/proc"
 )
 
-// PresenceName is the process name that the prototype's clients look for.
-const PresenceName = "zhx_server"
+// presenceName is the process name that the prototype's clients look for.
+const presenceName = "zhx_server"
 
 const presenceLeader = "zhx_presence"
 
@@ -44,15 +44,15 @@ func Presence() (code int, played bool) {
 	switch os.Args[0] {
 	case presenceLeader:
 		c := exec.Command("/proc/self/exe")
-		c.Args = []string{PresenceName}
+		c.Args = []string{presenceName}
 		c.Stdin = os.Stdin
 		if err := c.Run(); err != nil {
 			return 1, true
 		}
 		return 0, true
-	case PresenceName:
+	case presenceName:
 		// ps shows the name of the thread group's leader, which this file is, whichever thread writes it.
-		if err := os.WriteFile("/proc/self/comm", []byte(PresenceName), 0); err != nil {
+		if err := os.WriteFile("/proc/self/comm", []byte(presenceName), 0); err != nil {
 			return 1, true
 		}
 		for {
@@ -74,10 +74,7 @@ func keepPresence(ctx context.Context, k *proc.Kernel, log *slog.Logger) {
 			delay = presenceDelay
 		}
 		log.Warn("prototype presence failed", "err", err, "next", "tried again in "+delay.String())
-		select {
-		case <-ctx.Done():
-		case <-time.After(delay):
-		}
+		rest(ctx, delay)
 		delay = min(2*delay, presenceDelayMax)
 	}
 }
@@ -97,7 +94,7 @@ func presence(ctx context.Context, k *proc.Kernel) error {
 		Path: "/proc/self/exe", Argv: []string{presenceLeader}, Dir: "/", TTY: slave, Tree: tree,
 	})
 	if err != nil {
-		return fmt.Errorf("start %s: %w", PresenceName, err)
+		return fmt.Errorf("start %s: %w", presenceName, err)
 	}
 	slave.Close() // the sleepers hold it
 	select {
@@ -108,7 +105,7 @@ func presence(ctx context.Context, k *proc.Kernel) error {
 	err = tree.WaitEmpty(context.WithoutCancel(ctx))
 	child.Reap()
 	if err == nil {
-		err = fmt.Errorf("%s ended", PresenceName)
+		err = fmt.Errorf("%s ended", presenceName)
 	}
 	return err
 }

@@ -89,12 +89,11 @@ func (d *Daemon) loop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case req := <-d.reloads:
+			req.reply <- d.reread(req)
 			if req.dry {
-				req.reply <- d.foresee()
 				continue
 			}
 			still.Stop()
-			req.reply <- d.reread(req.by)
 			if d.onDisk.Load().word == "invalid" {
 				still.Reset(invalidLook)
 			}
@@ -117,12 +116,7 @@ func (d *Daemon) watchFile(ctx context.Context) {
 				d.log.Info("configuration is watched again")
 			}
 		})
-		err := d.config().Watch(ctx, func() {
-			select {
-			case d.edited <- struct{}{}:
-			default: // the loop has not looked yet
-			}
-		})
+		err := d.config().Watch(ctx, func() { nudge(d.edited) })
 		again.Stop()
 		if ctx.Err() != nil {
 			return
@@ -130,9 +124,7 @@ func (d *Daemon) watchFile(ctx context.Context) {
 		if !told {
 			d.log.Warn("configuration is not watched", "err", err, "next", "tried again in "+watchAgain.String()+"; until then zhxctl reload after an edit")
 		}
-		select {
-		case <-time.After(watchAgain):
-		case <-ctx.Done():
+		if !rest(ctx, watchAgain) {
 			return
 		}
 	}
@@ -168,24 +160,19 @@ func (d *Daemon) removes(conf *config.Config) bool {
 	})
 }
 
-func (d *Daemon) reread(by string) reloadReply {
+func (d *Daemon) reread(req reloadRequest) reloadReply {
 	conf, err := load(d.opts)
-	if err != nil {
-		d.invalid(by, err)
-		return reloadReply{err: err}
+	r := reloadReply{old: d.config(), conf: conf, err: err}
+	switch {
+	case err != nil && !req.dry:
+		d.invalid(req.by, err)
+	case err != nil:
+	case req.dry:
+		r.plan = planWith(procman.Diff(d.specs(r.old), d.specs(conf)), r.old.Clients, conf.Clients)
+	default:
+		r.plan = d.use(conf, req.by)
 	}
-	old := d.config()
-	return reloadReply{plan: d.use(conf, by), old: old, conf: conf}
-}
-
-// foresee is what a reload would do now.
-func (d *Daemon) foresee() reloadReply {
-	conf, err := load(d.opts)
-	if err != nil {
-		return reloadReply{err: err}
-	}
-	old := d.config()
-	return reloadReply{plan: planWith(procman.Diff(d.specs(old), d.specs(conf)), old.Clients, conf.Clients), old: old, conf: conf}
+	return r
 }
 
 func (d *Daemon) invalid(by string, err error) {
@@ -227,10 +214,7 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 	next.Watchdog.Device, next.Watchdog.MagicClose = old.Watchdog.Device, old.Watchdog.MagicClose
 	d.loaded.Store(&next)
 	d.reloaded.Store(time.Now().UnixMilli())
-	select {
-	case d.exhibits <- struct{}{}:
-	default: // it has not looked yet
-	}
+	nudge(d.exhibits)
 
 	owners := map[string]*client{}
 	d.mu.Lock()
@@ -245,7 +229,7 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 		c.conf = cc
 		// Else it stays as it is: a run may have asked for another timeout.
 		if c.current != nil && (len(config.ClientChanges(was, cc)) > 0 || was.WatchdogTimeout != cc.WatchdogTimeout) {
-			c.current.configure(d, cc)
+			c.current.configure(cc)
 		}
 		c.mu.Unlock()
 		for _, name := range append([]string{cc.Name}, cc.Names...) {

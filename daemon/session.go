@@ -63,21 +63,21 @@ func (c *client) run() *session {
 // session is one run of a client.
 type session struct {
 	// Immutable:
+	d      *Daemon
 	id     watchdog.ID
 	began  time.Time
 	client *client
 	tree   *proc.Tree
-	unfed  *atomic.Int64    // counts feeds of a dog that is not armed
-	note   func(armed bool) // once each: to procman, whose record and readiness follow it; does not wait
-	tell   func()           // whoever watches the client's state that it is, or is not any more, late
 
-	registered, armed atomic.Bool // noted
-	late              atomic.Bool // told
+	registered, armed atomic.Bool // procman was told, whose record and readiness follow it
+	late              atomic.Bool // whoever watches the client's state was told
 
-	mode atomic.Int32 // of the watchdog: modeAuto …
-	pid  atomic.Int64 // of the leader, 0 before the fork
+	pid atomic.Int64 // of the leader, 0 before the fork
+
+	told int64 // of a lapse in mode "observe": the feeds before it, and 1; the judge's
 
 	mu      sync.Mutex // guards what follows
+	mode    string     // of the watchdog, as configured last: auto | required | off; "": not configured yet
 	dog     *watchdog.Dog
 	timeout time.Duration // as configured last
 	asked   time.Duration // by the run, instead of that: WATCHDOG_USEC; 0: it did not ask
@@ -85,41 +85,20 @@ type session struct {
 	sched   *proc.Sched // at the last half time
 	looked  time.Time   // when evidence was taken last
 
-	// In mode "observe": a lapse was told, and how many feeds there had been.
-	observed bool
-	fedAt    int64
-
 	probe   probe.Probe // that is under way
 	unprobe func()
 }
 
 // targets remembers to whom a message was logged as forwarded.
-type targets map[string]struct{}
+type targets map[string]bool
 
 // first reports whether target is new.
 func (t targets) first(target string) bool {
-	if _, known := t[target]; known || len(t) >= targetsMax {
+	if t[target] || len(t) >= targetsMax {
 		return false
 	}
-	t[target] = struct{}{}
+	t[target] = true
 	return true
-}
-
-// How a client's watchdog is armed (key watchdog).
-const (
-	modeAuto int32 = iota
-	modeRequired
-	modeOff
-)
-
-func modeOf(word string) int32 {
-	switch word {
-	case "required":
-		return modeRequired
-	case "off":
-		return modeOff
-	}
-	return modeAuto
 }
 
 func (s *session) theDog() *watchdog.Dog {
@@ -130,53 +109,54 @@ func (s *session) theDog() *watchdog.Dog {
 
 // configure applies what can change while the run lives: the watchdog's mode and rules. What the run asked for stays until
 // somebody changes just that. client.mu is held.
-func (s *session) configure(d *Daemon, c config.Client) {
+func (s *session) configure(c config.Client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	mode, rules := modeOf(c.Watchdog), c.Rules()
-	if mode != modeOff && rules.Timeout != s.timeout {
+	old, rules := s.mode, c.Rules()
+	s.mode = c.Watchdog
+	if s.mode != "off" && rules.Timeout != s.timeout {
 		s.timeout, s.asked = rules.Timeout, 0
 	}
 	if s.asked > 0 {
 		rules.Timeout = s.asked
 	}
-	switch old := s.mode.Swap(mode); {
-	case mode == modeOff:
+	switch {
+	case s.mode == "off":
 		s.dog.Retire()
-	case old == modeOff, old == modeRequired && mode == modeAuto && !s.armed.Load() && s.dog.Status().Feeds == 0:
+	case old == "off", old == "required" && s.mode == "auto" && !s.armed.Load() && s.dog.Status().Feeds == 0:
 		s.dog.Retire() // its first feed is not required any more
-		s.newDog(d, rules)
+		s.newDog(rules)
 		if s.armed.Load() {
 			s.dog.Arm()
 		}
 	default:
 		s.dog.SetRules(rules)
 	}
-	if c.Critical && d.board.beat == 0 {
+	if d := s.d; c.Critical && d.board.beat == 0 {
 		d.board.attending.Do(func() { d.probes.Go(func() { d.board.attend(d.serving) }) })
 	}
-	if mode == modeRequired && !s.dog.Status().Armed {
+	if s.mode == "required" && !s.dog.Status().Armed {
 		s.dog.Require()
 	}
 	if s.pid.Load() != 0 {
-		s.ask(d, c.Probe)
+		s.ask(c.Probe)
 	}
 }
 
 // newDog gives the run a dog, with the pause of its client. client.mu and s.mu are held, or nobody knows s yet.
-func (s *session) newDog(d *Daemon, rules watchdog.Rules) {
+func (s *session) newDog(rules watchdog.Rules) {
 	if s.dog != nil {
 		s.client.past.add(s.dog.Status())
 	}
-	s.dog = d.watch.Dog(s.id, rules)
+	s.dog = s.d.watch.Dog(s.id, rules)
 	if p := s.client.pause; p != nil && time.Until(p.until) > 0 {
 		s.dog.Pause(time.Until(p.until))
 	}
 }
 
 // ask makes p the probe of the run, whose process lives. s.mu is held.
-func (s *session) ask(d *Daemon, p probe.Probe) {
-	if s.mode.Load() == modeOff {
+func (s *session) ask(p probe.Probe) {
+	if s.mode == "off" {
 		p = probe.Probe{}
 	}
 	if reflect.DeepEqual(p, s.probe) {
@@ -187,15 +167,15 @@ func (s *session) ask(d *Daemon, p probe.Probe) {
 	if !p.Asks() {
 		return
 	}
-	ctx, cancel := context.WithCancel(d.serving)
+	ctx, cancel := context.WithCancel(s.d.serving)
 	s.unprobe = cancel
-	d.probes.Go(func() { d.probe(ctx, s, p) })
+	s.d.probes.Go(func() { s.d.probe(ctx, s, p) })
 }
 
 // heard is told of each sign of life, after the dog.
 func (s *session) heard() {
 	if s.late.Load() && s.late.CompareAndSwap(true, false) {
-		s.tell()
+		s.d.changed(s.id.Name)
 	}
 }
 
@@ -213,7 +193,7 @@ func (c *claim) Proof() string            { return c.proof }
 
 func (c *claim) Feed() {
 	if !c.theDog().Feed() {
-		c.unfed.Add(1)
+		c.d.unfed.Add(1)
 	}
 	c.heard()
 }
@@ -221,7 +201,7 @@ func (c *claim) Feed() {
 func (c *claim) Checkpoint(name string) {
 	c.Feed() // as by sd_notify
 	if !c.theDog().Checkpoint(name) {
-		c.unfed.Add(1)
+		c.d.unfed.Add(1)
 	}
 }
 
@@ -230,7 +210,7 @@ func (c *claim) Registered() {
 	c.client.receives[c.name] = true
 	c.client.mu.Unlock()
 	if c.registered.CompareAndSwap(false, true) {
-		c.note(false)
+		go c.d.procs.Registered(c.id.Name, c.id.Run)
 	}
 }
 
@@ -238,7 +218,7 @@ func (c *claim) Registered() {
 func (s *session) Arm() {
 	s.theDog().Arm()
 	if s.armed.CompareAndSwap(false, true) {
-		s.note(true)
+		go s.d.procs.Armed(s.id.Name, s.id.Run)
 	}
 	s.heard()
 }

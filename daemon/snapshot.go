@@ -25,10 +25,8 @@ func (b backend) Status(context.Context) control.Status {
 	st := control.Status{Daemon: &control.DaemonStatus{
 		Version: Version, PID: os.Getpid(), Uptime: control.Seconds(time.Since(b.began)),
 		Config: conf.Path, ConfigState: disk.word, Counters: b.counters(), Watchdog: b.boardStatus(), Metrics: b.exhibited.Load(),
+		ConfigError: given(disk.err),
 	}}
-	if disk.err != "" {
-		st.Daemon.ConfigError = &disk.err
-	}
 	for _, p := range b.procs.Status() {
 		if c := b.client(p.Name); c != nil {
 			st.Clients = append(st.Clients, b.clientStatus(c, p))
@@ -70,45 +68,37 @@ func (b backend) counters() map[string]int64 {
 
 func (b backend) clientStatus(c *client, p procman.Status) control.ClientStatus {
 	st := control.ClientStatus{
-		Name: p.Name, State: string(p.State), Ready: p.Ready, WaitsFor: p.WaitsFor, Adopted: p.Adopted, Restarts: p.Restarts, Connected: b.connected(c),
+		Name: p.Name, State: string(p.State), Ready: p.Ready, WaitsFor: p.WaitsFor, Adopted: p.Adopted, Restarts: p.Restarts,
+		Run: given(p.Run), Notice: given(p.Notice), Phase: given(p.Phase), Next: until(p.Next), LastExit: exitStatus(p.LastExit),
+		Connected: slices.ContainsFunc(c.names(), b.bus.Connected), Watchdog: c.watchdogStatus(), DependsOn: c.configured().DependsOn, TalksTo: c.talksTo(),
 		Messages: control.Messages{
 			Received: c.account.Received.Load(), Sent: c.account.Sent.Load(), Undeliverable: c.account.Undeliverable.Load(),
 			Dropped: c.account.Dropped.Load(), Held: c.account.Held.Load(),
 			Released: c.account.Released.Load(), Expired: c.account.Expired.Load(),
 		},
 	}
-	st.DependsOn, st.TalksTo = c.configured().DependsOn, c.talksTo()
 	if p.PID != 0 {
-		uptime := control.Seconds(time.Since(p.Since))
-		st.PID, st.Uptime = &p.PID, &uptime
+		st.PID, st.Uptime = &p.PID, new(control.Seconds(time.Since(p.Since)))
 		if cpu, resident, err := proc.Usage(p.PID); err == nil {
-			percent := c.load(p, cpu)
-			st.CPU, st.Memory = &percent, &resident
+			st.CPU, st.Memory = new(c.load(p, cpu)), &resident
 		}
-	}
-	if p.Run != 0 {
-		st.Run = &p.Run
-	}
-	if p.Notice != "" {
-		st.Notice = &p.Notice
-	}
-	if p.Phase != "" {
-		st.Phase = &p.Phase
 	}
 	if ring := b.procs.Ring(p.Name); ring != nil {
 		n := ring.Counters()
 		st.Log = &control.LogStatus{Lines: n.Lines, Evicted: n.Evicted, Cut: n.Cut, FileDropped: n.FileDropped}
 	}
-	if p.Text != "" && (p.State == procman.Failed || p.State == procman.Unkillable) {
-		st.Why = &p.Text
+	if p.State == procman.Failed || p.State == procman.Unkillable {
+		st.Why = given(p.Text)
 	}
-	if !p.Next.IsZero() {
-		next := control.Seconds(time.Until(p.Next))
-		st.Next = &next
-	}
-	st.Watchdog = c.watchdogStatus()
-	st.LastExit = exitStatus(p.LastExit)
 	return st
+}
+
+// until is the time until the next start of a client; nil: none is planned.
+func until(next time.Time) *float64 {
+	if next.IsZero() {
+		return nil
+	}
+	return new(control.Seconds(time.Until(next)))
 }
 
 const loadLeast = time.Second // between two looks at a process' time, which the kernel counts in ticks
@@ -158,8 +148,7 @@ func (c *client) watchdogStatus() *control.WatchdogStatus {
 	}
 	st := &control.WatchdogStatus{Timeout: control.Seconds(timeout), Lapses: c.lapses.Load()}
 	if paused != nil {
-		left := control.Seconds(time.Until(paused.until))
-		st.Paused, st.PausedFor, st.Pause = true, &left, &paused.text
+		st.Paused, st.PausedFor, st.Pause = true, new(control.Seconds(time.Until(paused.until))), &paused.text
 	}
 	if s == nil {
 		return st
@@ -167,22 +156,14 @@ func (c *client) watchdogStatus() *control.WatchdogStatus {
 	dog := s.theDog().Status()
 	st.Armed, st.Traced, st.Timeout, st.Misses, st.Credited = dog.Armed, dog.Traced, control.Seconds(dog.Timeout), dog.Misses, control.Seconds(dog.Credited)
 	if dog.Armed {
-		remaining := control.Seconds(dog.Remaining)
-		st.Remaining = &remaining
+		st.Remaining = new(control.Seconds(dog.Remaining))
 	}
 	if i := dog.Intervals; i.Count > 0 {
-		margin := control.Seconds(dog.Margin)
-		st.Margin = &margin
+		st.Margin = new(control.Seconds(dog.Margin))
 		st.Interval = &control.IntervalStatus{Count: i.Count, Min: control.Seconds(i.Min), Mean: control.Seconds(i.Mean), P99: control.Seconds(i.P99), Max: control.Seconds(i.Max)}
 	}
-	if h := hint(dog); h != "" {
-		st.Hint = &h
-	}
+	st.Hint = given(hint(dog))
 	return st
-}
-
-func (b backend) connected(c *client) bool {
-	return slices.ContainsFunc(c.names(), b.bus.Connected)
 }
 
 func exitStatus(e *procman.LastExit) *control.ExitStatus {
@@ -200,10 +181,8 @@ func exitStatus(e *procman.LastExit) *control.ExitStatus {
 // death is the end of one run for people and scripts.
 func death(e procman.LastExit) control.Death {
 	d := control.Death{Run: e.Run, Reason: string(e.Reason), Core: e.Core, At: control.Stamp{Time: e.At}, Ago: control.Seconds(time.Since(e.At)),
-		Uptime: control.Seconds(e.Lived), Ready: e.Ready, Next: e.Next, Lines: e.Lines}
-	if e.PID != 0 {
-		d.PID = &e.PID
-	}
+		Uptime: control.Seconds(e.Lived), Ready: e.Ready, Next: e.Next, Lines: e.Lines,
+		PID: given(e.PID), Detail: given(e.Text)}
 	if e.Signal != "" {
 		d.Signal = &e.Signal
 	} else if e.Code >= 0 && e.Reason != procman.BySpawn {
@@ -213,12 +192,7 @@ func death(e procman.LastExit) control.Death {
 	case procman.ByFrozen: // in state T for the watchdog's timeout: the same rule, seen by the kernel
 		d.Reason = string(procman.ByWatchdog)
 	case procman.BySpawn:
-		if name := unix.ErrnoName(unix.Errno(e.Code)); e.Code != 0 && name != "" {
-			d.Errno = &name
-		}
-	}
-	if e.Text != "" {
-		d.Detail = &e.Text
+		d.Errno = given(unix.ErrnoName(unix.Errno(e.Code))) // 0 has no name
 	}
 	return d
 }
@@ -234,11 +208,7 @@ func (b backend) Why(_ context.Context, name string) (control.Why, error) {
 		return control.Why{}, control.Errorf(control.CodeUnknown, "zhxctl status lists the clients", "no such client: %q", name)
 	}
 	p := all[i]
-	w := control.Why{Name: name, State: string(p.State), Ready: p.Ready, Now: p.Outlook, WaitsFor: p.WaitsFor}
-	if !p.Next.IsZero() {
-		next := control.Seconds(time.Until(p.Next))
-		w.Next = &next
-	}
+	w := control.Why{Name: name, State: string(p.State), Ready: p.Ready, Now: p.Outlook, WaitsFor: p.WaitsFor, Next: until(p.Next)}
 	for _, e := range slices.Backward(p.Deaths) {
 		w.Deaths = append(w.Deaths, death(e))
 	}

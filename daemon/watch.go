@@ -76,7 +76,7 @@ func (d *Daemon) warned(w watchdog.Warning) {
 	}
 	d.event(w.Name, "late", &w.Run, "silent for %v of %v, for %s", round(w.Silence), w.Limit, w.By)
 	s.late.Store(true)
-	s.tell()
+	d.changed(w.Name)
 	go func() {
 		d.look(s, w)
 		d.attend(s)
@@ -182,12 +182,8 @@ func (d *Daemon) lapsed(l watchdog.Lapse) {
 	d.event(l.Name, "lapse", &l.Run, "%s", why)
 	if d.observes() {
 		dog := s.theDog()
-		s.mu.Lock()
-		feeds := dog.Status().Feeds
-		again := s.observed && feeds == s.fedAt
-		s.observed, s.fedAt = true, feeds
-		s.mu.Unlock()
-		if !again {
+		if n := dog.Status().Feeds + 1; n != s.told {
+			s.told = n
 			log.Warn("lapse", "why", why, "next", `nothing: mode = "observe"`)
 		}
 		dog.Arm()

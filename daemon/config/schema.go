@@ -4,6 +4,7 @@ package config
 
 import (
 	"encoding/json"
+	"maps"
 
 	"github.com/BurntSushi/toml"
 )
@@ -37,9 +38,7 @@ func Schema() []byte {
 func (k *key) schema() shape {
 	applied := map[class]string{classLive: "at once", classRestart: "by a restart of the client", classDaemon: "when zhxd is restarted"}
 	s := shape{"description": k.doc + " It must be " + k.takes + ". A change is applied " + applied[k.change()] + "."}
-	for word, v := range k.shape {
-		s[word] = v
-	}
+	maps.Copy(s, k.shape)
 	var v struct{ V any }
 	if _, err := toml.Decode("V = "+k.defaultValue, &v); err == nil {
 		s["default"] = v.V

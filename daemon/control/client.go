@@ -38,59 +38,59 @@ func Dial(path string) *Client {
 }
 
 // Status returns the present state.
-func (c *Client) Status(ctx context.Context) (st Status, err error) {
-	return st, c.ask(ctx, "GET", "status", nil, decode(&st))
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return askFor[Status](ctx, c, "GET", "status", nil)
 }
 
 // Why returns what one client is doing, and how its last runs ended.
-func (c *Client) Why(ctx context.Context, name string) (y Why, err error) {
-	return y, c.ask(ctx, "GET", "why?"+url.Values{"name": {name}}.Encode(), nil, decode(&y))
+func (c *Client) Why(ctx context.Context, name string) (Why, error) {
+	return askFor[Why](ctx, c, "GET", "why?"+url.Values{"name": {name}}.Encode(), nil)
 }
 
 // Start starts clients, or returns an Error and starts none. An Outcome may hold an Error of its own. So do Stop and Restart.
-func (c *Client) Start(ctx context.Context, w Which) (out Outcomes, err error) {
-	return out, c.ask(ctx, "POST", "start", w, decode(&out))
+func (c *Client) Start(ctx context.Context, w Which) (Outcomes, error) {
+	return askFor[Outcomes](ctx, c, "POST", "start", w)
 }
 
 // Stop stops clients. It returns when nothing of them lives, except of those that an Outcome says are Accepted.
-func (c *Client) Stop(ctx context.Context, w Which) (out Outcomes, err error) {
-	return out, c.ask(ctx, "POST", "stop", w, decode(&out))
+func (c *Client) Stop(ctx context.Context, w Which) (Outcomes, error) {
+	return askFor[Outcomes](ctx, c, "POST", "stop", w)
 }
 
 // Restart stops and starts clients.
-func (c *Client) Restart(ctx context.Context, w Which) (out Outcomes, err error) {
-	return out, c.ask(ctx, "POST", "restart", w, decode(&out))
+func (c *Client) Restart(ctx context.Context, w Which) (Outcomes, error) {
+	return askFor[Outcomes](ctx, c, "POST", "restart", w)
 }
 
 // Kill signals clients. It does not wait for what comes of that.
-func (c *Client) Kill(ctx context.Context, m KillRequest) (out Outcomes, err error) {
-	return out, c.ask(ctx, "POST", "kill", m, decode(&out))
+func (c *Client) Kill(ctx context.Context, m KillRequest) (Outcomes, error) {
+	return askFor[Outcomes](ctx, c, "POST", "kill", m)
 }
 
 // Reset has the failures of clients forgotten.
-func (c *Client) Reset(ctx context.Context, w Which) (out Outcomes, err error) {
-	return out, c.ask(ctx, "POST", "reset", w, decode(&out))
+func (c *Client) Reset(ctx context.Context, w Which) (Outcomes, error) {
+	return askFor[Outcomes](ctx, c, "POST", "reset", w)
 }
 
 // Wait returns when all of names are as aim has it, with CodeStopped when that cannot come.
-func (c *Client) Wait(ctx context.Context, names []string, aim string) (out Outcomes, err error) {
-	return out, c.ask(ctx, "GET", "wait?"+url.Values{"name": names, "for": {aim}}.Encode(), nil, decode(&out))
+func (c *Client) Wait(ctx context.Context, names []string, aim string) (Outcomes, error) {
+	return askFor[Outcomes](ctx, c, "GET", "wait?"+url.Values{"name": names, "for": {aim}}.Encode(), nil)
 }
 
 // Pause stops the watchdog's clock for clients, for a time.
-func (c *Client) Pause(ctx context.Context, m PauseRequest) (out Outcomes, err error) {
-	return out, c.ask(ctx, "POST", "watchdog/pause", m, decode(&out))
+func (c *Client) Pause(ctx context.Context, m PauseRequest) (Outcomes, error) {
+	return askFor[Outcomes](ctx, c, "POST", "watchdog/pause", m)
 }
 
 // Resume ends pauses.
-func (c *Client) Resume(ctx context.Context, w Which) (out Outcomes, err error) {
-	return out, c.ask(ctx, "POST", "watchdog/resume", w, decode(&out))
+func (c *Client) Resume(ctx context.Context, w Which) (Outcomes, error) {
+	return askFor[Outcomes](ctx, c, "POST", "watchdog/resume", w)
 }
 
 // Reload has the configuration read again; with dry, it is only told what that would do. An invalid one is an Error with all its
 // problems.
-func (c *Client) Reload(ctx context.Context, dry bool) (res ReloadResult, err error) {
-	return res, c.ask(ctx, "POST", "reload", ReloadRequest{DryRun: dry}, decode(&res))
+func (c *Client) Reload(ctx context.Context, dry bool) (ReloadResult, error) {
+	return askFor[ReloadResult](ctx, c, "POST", "reload", ReloadRequest{DryRun: dry})
 }
 
 // Send sends one message to a client.
@@ -125,13 +125,13 @@ func (c *Client) Logs(ctx context.Context, q LogQuery, emit func(LogLine) error)
 }
 
 // Explain says who may send to whom and why: from is a name, to one as well, or topic:NAME.
-func (c *Client) Explain(ctx context.Context, from, to string) (x Explanation, err error) {
-	return x, c.ask(ctx, "GET", "explain?"+url.Values{"from": {from}, "to": {to}}.Encode(), nil, decode(&x))
+func (c *Client) Explain(ctx context.Context, from, to string) (Explanation, error) {
+	return askFor[Explanation](ctx, c, "GET", "explain?"+url.Values{"from": {from}, "to": {to}}.Encode(), nil)
 }
 
 // Show returns the configuration of a client that is in force.
-func (c *Client) Show(ctx context.Context, name string) (shown Shown, err error) {
-	return shown, c.ask(ctx, "GET", "show?"+url.Values{"name": {name}}.Encode(), nil, decode(&shown))
+func (c *Client) Show(ctx context.Context, name string) (Shown, error) {
+	return askFor[Shown](ctx, c, "GET", "show?"+url.Values{"name": {name}}.Encode(), nil)
 }
 
 // Events hands each event to emit; it ends as Logs does.
@@ -171,6 +171,12 @@ func follow[T any](ctx context.Context, c *Client, what string, emit func(T) err
 		return stop
 	}
 	return err
+}
+
+// askFor asks for an answer of one JSON value.
+func askFor[T any](ctx context.Context, c *Client, method, what string, body any) (v T, err error) {
+	err = c.ask(ctx, method, what, body, decode(&v))
+	return v, err
 }
 
 func decode(into any) func(io.Reader) error {

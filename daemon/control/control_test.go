@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -76,7 +77,7 @@ type fake struct {
 	asked   chan string
 	err     error
 	out     []Outcome
-	lines   func(ctx context.Context, q LogQuery) <-chan LogLine
+	lines   func(ctx context.Context, q LogQuery) iter.Seq[LogLine]
 	ended   chan struct{} // closed by Shutdown
 	working chan struct{} // Stop waits for it, if there is one
 
@@ -102,24 +103,21 @@ func (f *fake) Why(_ context.Context, name string) (Why, error) {
 func (f *fake) Explain(_ context.Context, from, to string) (Explanation, error) {
 	return Explanation{From: from, To: to, Rules: []Rule{{Client: from, Key: "may_send_to", For: to}}}, f.note(Caller{User: "?"}, "explain %s %s", from, to)
 }
-func (f *fake) Tap(_ context.Context, by Caller, pattern string) (<-chan TapEvent, error) {
-	events := make(chan TapEvent, 3)
+func (f *fake) Tap(_ context.Context, by Caller, pattern string) (iter.Seq[TapEvent], error) {
+	var events []TapEvent
 	for _, text := range []string{"hi", "\xff", "more"} {
-		events <- TapEvent{At: Stamp{time.UnixMilli(0)}, Kind: "message", From: "a", To: "b", Size: len(text), Text: text, Outcome: "written"}
+		events = append(events, TapEvent{At: Stamp{time.UnixMilli(0)}, Kind: "message", From: "a", To: "b", Size: len(text), Text: text, Outcome: "written"})
 	}
-	close(events)
-	return events, f.note(by, "tap %s", pattern)
+	return slices.Values(events), f.note(by, "tap %s", pattern)
 }
 func (f *fake) Show(_ context.Context, name string) (Shown, error) {
 	return Shown{Name: name, File: "c.toml", Keys: []KeySet{{Key: "nice", Value: "5", From: "defaults", Line: 3}}}, f.note(Caller{User: "?"}, "show %s", name)
 }
-func (f *fake) Events(_ context.Context, q EventQuery) (<-chan Event, error) {
-	events := make(chan Event, 1)
-	events <- Event{Seq: 9, At: Stamp{time.UnixMilli(0)}, Client: "a", Kind: "ready", Run: new(uint64(3)), Text: "pid 412"}
-	close(events)
-	return events, f.note(Caller{User: "?"}, "events %v", q)
+func (f *fake) Events(_ context.Context, q EventQuery) (iter.Seq[Event], error) {
+	e := Event{Seq: 9, At: Stamp{time.UnixMilli(0)}, Client: "a", Kind: "ready", Run: new(uint64(3)), Text: "pid 412"}
+	return slices.Values([]Event{e}), f.note(Caller{User: "?"}, "events %v", q)
 }
-func (f *fake) Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error) {
+func (f *fake) Logs(ctx context.Context, q LogQuery) (iter.Seq[LogLine], error) {
 	if f.err != nil {
 		return nil, f.err
 	}
@@ -224,11 +222,9 @@ func curl(t *testing.T, path, method, target, body string) (int, string) {
 func TestRoutes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	f := newFake()
-	f.lines = func(_ context.Context, q LogQuery) <-chan LogLine {
+	f.lines = func(_ context.Context, q LogQuery) iter.Seq[LogLine] {
 		f.note(Caller{User: "?"}, "logs %v", q)
-		lines := make(chan LogLine)
-		close(lines)
-		return lines
+		return func(func(LogLine) bool) {}
 	}
 	serve(t, path, f, mine())
 	me := userName(os.Getuid())

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -103,14 +104,14 @@ func (s *Server) http(ctx context.Context) *http.Server {
 	if s.Metrics != nil {
 		mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { exhibit(w, s.Metrics()) })
 	}
-	mux.HandleFunc("GET /v1/status", s.status)
-	mux.HandleFunc("GET /v1/why", s.why)
-	mux.HandleFunc("GET /v1/explain", s.explain)
-	mux.HandleFunc("GET /v1/logs", s.logs)
-	mux.HandleFunc("GET /v1/tap", s.tap)
-	mux.HandleFunc("GET /v1/wait", s.wait)
-	mux.HandleFunc("GET /v1/events", s.events)
-	mux.HandleFunc("GET /v1/show", s.show)
+	mux.Handle("GET /v1/status", reading(s.status))
+	mux.Handle("GET /v1/why", reading(s.why))
+	mux.Handle("GET /v1/explain", reading(s.explain))
+	mux.Handle("GET /v1/logs", reading(s.logs))
+	mux.Handle("GET /v1/tap", reading(s.tap))
+	mux.Handle("GET /v1/wait", reading(s.wait))
+	mux.Handle("GET /v1/events", reading(s.events))
+	mux.Handle("GET /v1/show", reading(s.show))
 	mux.Handle("POST /v1/start", clients(s, Backend.Start))
 	mux.Handle("POST /v1/stop", clients(s, Backend.Stop))
 	mux.Handle("POST /v1/restart", clients(s, Backend.Restart))
@@ -158,25 +159,10 @@ func (s *Server) limited(ctx context.Context, limit int64, handler http.Handler)
 	}
 }
 
-// acting makes the handler of a verb that acts: it checks who asks, and decodes the body. do returns the answer, or nil if it has
-// given it. An unknown field is refused: a wish that this zhxd is too old for must not be half fulfilled.
-func acting[T any](s *Server, do func(w http.ResponseWriter, ctx context.Context, by Caller, req T) (any, error)) http.Handler {
+// reading makes the handler of a verb that reads. do returns the answer, or nil if it has given it.
+func reading(do func(w http.ResponseWriter, r *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		by, ok := s.admit(w, r)
-		if !ok {
-			return
-		}
-		control := http.NewResponseController(w)
-		control.SetReadDeadline(time.Now().Add(readLimit))
-		var req T
-		body := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyLimit))
-		body.DisallowUnknownFields()
-		if err := body.Decode(&req); err != nil && err != io.EOF { // no body is an empty request
-			refuse(w, Errorf(CodeUsage, "", "bad request: %w", err))
-			return
-		}
-		control.SetReadDeadline(time.Time{}) // else it would end what takes longer, such as a stop
-		switch answer, err := do(w, r.Context(), by, req); {
+		switch answer, err := do(w, r); {
 		case err != nil:
 			refuse(w, err)
 		case answer != nil:
@@ -185,14 +171,34 @@ func acting[T any](s *Server, do func(w http.ResponseWriter, ctx context.Context
 	})
 }
 
-// admit names who asks. Where that may not act, it is refused, and all is said.
-func (s *Server) admit(w http.ResponseWriter, r *http.Request) (by Caller, ok bool) {
-	by, err := s.Access.admit(r.Context().Value(connKey{}).(*net.UnixConn), strings.TrimPrefix(r.URL.Path, "/v1/"))
+// acting makes the handler of a verb that acts: it checks who asks, and decodes the body. An unknown field is refused: a wish that
+// this zhxd is too old for must not be half fulfilled.
+func acting[T any](s *Server, do func(w http.ResponseWriter, ctx context.Context, by Caller, req T) (any, error)) http.Handler {
+	return reading(func(w http.ResponseWriter, r *http.Request) (any, error) {
+		by, err := s.admit(r)
+		if err != nil {
+			return nil, err
+		}
+		control := http.NewResponseController(w)
+		control.SetReadDeadline(time.Now().Add(readLimit))
+		var req T
+		body := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyLimit))
+		body.DisallowUnknownFields()
+		if err := body.Decode(&req); err != nil && err != io.EOF { // no body is an empty request
+			return nil, Errorf(CodeUsage, "", "bad request: %w", err)
+		}
+		control.SetReadDeadline(time.Time{}) // else it would end what takes longer, such as a stop
+		return do(w, r.Context(), by, req)
+	})
+}
+
+// admit names who asks, and is an error where that may not act.
+func (s *Server) admit(r *http.Request) (by Caller, err error) {
+	by, err = s.Access.admit(r.Context().Value(connKey{}).(*net.UnixConn), strings.TrimPrefix(r.URL.Path, "/v1/"))
 	if err != nil {
 		s.Log.Warn("control request refused", "peer", by.String(), "err", err)
-		refuse(w, err)
 	}
-	return by, err == nil
+	return by, err
 }
 
 // clients makes the handler of a verb on clients. What was only accepted begins after the answer.
@@ -267,7 +273,7 @@ func extend(w http.ResponseWriter) {
 // list is s as JSON should have it: a list is a list, never null.
 func list[T any](s []T) []T { return append([]T{}, s...) }
 
-func (s *Server) status(w http.ResponseWriter, r *http.Request) {
+func (s *Server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 	st := s.Backend.Status(r.Context())
 	st.V, st.Clients, st.Groups, st.Peers = 1, list(st.Clients), list(st.Groups), list(st.Peers)
 	for i := range st.Clients {
@@ -280,20 +286,15 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	for i := range st.Peers {
 		st.Peers[i].Names = list(st.Peers[i].Names)
 	}
-	reply(w, http.StatusOK, st)
+	return st, nil
 }
 
-func (s *Server) why(w http.ResponseWriter, r *http.Request) {
+func (s *Server) why(_ http.ResponseWriter, r *http.Request) (any, error) {
 	names := r.URL.Query()["name"]
 	if len(names) != 1 {
-		refuse(w, Errorf(CodeUsage, "", "why: give one name"))
-		return
+		return nil, Errorf(CodeUsage, "", "why: give one name")
 	}
 	y, err := s.Backend.Why(r.Context(), names[0])
-	if err != nil {
-		refuse(w, err)
-		return
-	}
 	y.V, y.WaitsFor, y.Deaths = 1, list(y.WaitsFor), list(y.Deaths)
 	if y.Evidence != nil {
 		y.Evidence.Lines = list(y.Evidence.Lines)
@@ -301,83 +302,70 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 	for i := range y.Deaths {
 		y.Deaths[i].Lines = list(y.Deaths[i].Lines)
 	}
-	reply(w, http.StatusOK, y)
+	return y, err
 }
 
-func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+func (s *Server) explain(_ http.ResponseWriter, r *http.Request) (any, error) {
 	args := r.URL.Query()
 	if len(args["from"]) != 1 || len(args["to"]) != 1 {
-		refuse(w, Errorf(CodeUsage, "", "explain: give from and to"))
-		return
+		return nil, Errorf(CodeUsage, "", "explain: give from and to")
 	}
 	x, err := s.Backend.Explain(r.Context(), args.Get("from"), args.Get("to"))
-	if err != nil {
-		refuse(w, err)
-		return
-	}
 	x.V, x.Why, x.Rules = 1, list(x.Why), list(x.Rules)
 	for i := range x.Rules {
 		x.Rules[i].Patterns = list(x.Rules[i].Patterns)
 	}
-	reply(w, http.StatusOK, x)
+	return x, err
 }
 
 // show is not for everybody: a configuration may have secrets in its environments.
-func (s *Server) show(w http.ResponseWriter, r *http.Request) {
-	if _, ok := s.admit(w, r); !ok {
-		return
+func (s *Server) show(_ http.ResponseWriter, r *http.Request) (any, error) {
+	if _, err := s.admit(r); err != nil {
+		return nil, err
 	}
 	shown, err := s.Backend.Show(r.Context(), r.URL.Query().Get("name"))
-	if err != nil {
-		refuse(w, err)
-		return
-	}
 	shown.V, shown.Keys = 1, list(shown.Keys)
-	reply(w, http.StatusOK, shown)
+	return shown, err
 }
 
 // events streams as logs does.
-func (s *Server) events(w http.ResponseWriter, r *http.Request) {
+func (s *Server) events(w http.ResponseWriter, r *http.Request) (any, error) {
 	args := r.URL.Query()
 	q := EventQuery{Names: args["name"], N: -1}
 	q.Follow, _ = strconv.ParseBool(args.Get("follow"))
 	if err := howMany(args, "n", -1, &q.N, "events", "events"); err != nil {
-		refuse(w, err)
-		return
+		return nil, err
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	events, err := s.Backend.Events(ctx, q)
-	if err != nil {
-		refuse(w, err)
-		return
+	events, err := s.Backend.Events(r.Context(), q)
+	if err == nil {
+		stream(w, events, 0, func(*Event) {})
 	}
-	stream(w, events, 0, func(*Event) {})
+	return nil, err
 }
 
 // tap streams as logs does, but not to everybody: it shows what others say to each other.
-func (s *Server) tap(w http.ResponseWriter, r *http.Request) {
-	by, ok := s.admit(w, r)
-	if !ok {
-		return
+func (s *Server) tap(w http.ResponseWriter, r *http.Request) (any, error) {
+	by, err := s.admit(r)
+	if err != nil {
+		return nil, err
 	}
 	args, n := r.URL.Query(), 0
 	if err := howMany(args, "count", 0, &n, "tap", "messages"); err != nil {
-		refuse(w, err)
-		return
+		return nil, err
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	events, err := s.Backend.Tap(ctx, by, args.Get("pattern"))
-	if err != nil {
-		refuse(w, err)
-		return
+	events, err := s.Backend.Tap(r.Context(), by, args.Get("pattern"))
+	if err == nil {
+		stream(w, events, n, func(e *TapEvent) { e.Bytes = noText(e.Text) })
 	}
-	stream(w, events, n, func(e *TapEvent) {
-		if !utf8.ValidString(e.Text) {
-			e.Bytes = []byte(e.Text)
-		}
-	})
+	return nil, err
+}
+
+// noText is s where it is not UTF-8, which JSON cannot carry; else nil.
+func noText(s string) []byte {
+	if utf8.ValidString(s) {
+		return nil
+	}
+	return []byte(s)
 }
 
 // howMany reads a number of things, at least least, if there is one.
@@ -393,69 +381,52 @@ func howMany(args url.Values, key string, least int, n *int, verb, things string
 }
 
 // logs streams until the lines end or the reader goes, or takes nothing for the write limit.
-func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
+func (s *Server) logs(w http.ResponseWriter, r *http.Request) (any, error) {
 	args := r.URL.Query()
 	q := LogQuery{Names: args["name"], N: -1, Since: args.Get("since")}
-	_, err := q.From()
-	if err != nil {
-		refuse(w, err)
-		return
+	if _, err := q.From(); err != nil {
+		return nil, err
 	}
-	if err := howMany(args, "n", -1, &q.N, "logs", "lines"); err != nil {
-		refuse(w, err)
-		return
+	err := howMany(args, "n", -1, &q.N, "logs", "lines")
+	if err != nil {
+		return nil, err
 	}
 	for key, wish := range map[string]*bool{"follow": &q.Follow, "previous": &q.Previous} {
 		if f := args.Get(key); f != "" {
 			if *wish, err = strconv.ParseBool(f); err != nil {
-				refuse(w, Errorf(CodeUsage, "", "logs: %s=%q is neither 0 nor 1", key, f))
-				return
+				return nil, Errorf(CodeUsage, "", "logs: %s=%q is neither 0 nor 1", key, f)
 			}
 		}
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	lines, err := s.Backend.Logs(ctx, q)
-	if err != nil {
-		refuse(w, err)
-		return
+	lines, err := s.Backend.Logs(r.Context(), q)
+	if err == nil {
+		stream(w, lines, 0, func(line *LogLine) { line.Bytes = noText(line.Text) })
 	}
-	stream(w, lines, 0, func(line *LogLine) {
-		if !utf8.ValidString(line.Text) {
-			line.Bytes = []byte(line.Text)
-		}
-	})
+	return nil, err
 }
 
-func (s *Server) wait(w http.ResponseWriter, r *http.Request) {
+func (s *Server) wait(_ http.ResponseWriter, r *http.Request) (any, error) {
 	names, aim := r.URL.Query()["name"], r.URL.Query().Get("for")
 	if len(names) == 0 || !slices.Contains([]string{AimReady, AimRunning, AimStopped}, aim) {
-		refuse(w, Errorf(CodeUsage, "zhxctl wait NAME --for ready", "wait: give names, and for what: ready, running or stopped"))
-		return
+		return nil, Errorf(CodeUsage, "zhxctl wait NAME --for ready", "wait: give names, and for what: ready, running or stopped")
 	}
 	out, err := s.Backend.Wait(r.Context(), names, aim)
-	if err != nil {
-		refuse(w, err)
-		return
-	}
-	reply(w, http.StatusOK, Outcomes{V: 1, Clients: list(out)})
+	return Outcomes{V: 1, Clients: list(out)}, err
 }
 
 // stream writes a line of JSON for each of lines, the first n of them (0: all), as shape makes it.
-func stream[T any](w http.ResponseWriter, lines <-chan T, n int, shape func(*T)) {
+func stream[T any](w http.ResponseWriter, lines iter.Seq[T], n int, shape func(*T)) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	extend(w)
 	out, flush := json.NewEncoder(w), http.NewResponseController(w).Flush
-	err := flush() // the header says that the question was understood, before there is a line
-	for i := 0; err == nil && (n == 0 || i < n); i++ {
-		line, more := <-lines
-		if !more {
-			return
-		}
+	if flush() != nil { // the header says that the question was understood, before there is a line
+		return
+	}
+	for line := range lines {
 		shape(&line)
 		extend(w)
-		if err = out.Encode(line); err == nil && len(lines) == 0 {
-			err = flush()
+		if n--; out.Encode(line) != nil || flush() != nil || n == 0 {
+			return
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -20,26 +21,21 @@ import (
 )
 
 // feed is a Logs that passes on what comes from the test, and says when the reader has gone.
-func feed(in <-chan LogLine, gone chan<- error) func(context.Context, LogQuery) <-chan LogLine {
-	return func(ctx context.Context, _ LogQuery) <-chan LogLine {
-		out := make(chan LogLine)
-		go func() {
-			defer close(out)
+func feed(in <-chan LogLine, gone chan<- error) func(context.Context, LogQuery) iter.Seq[LogLine] {
+	return func(ctx context.Context, _ LogQuery) iter.Seq[LogLine] {
+		return func(yield func(LogLine) bool) {
 			for {
 				select {
 				case line := <-in:
-					select {
-					case out <- line:
+					if yield(line) {
 						continue
-					case <-ctx.Done():
 					}
 				case <-ctx.Done():
 				}
 				gone <- ctx.Err()
 				return
 			}
-		}()
-		return out
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"net/http"
 	"time"
@@ -413,11 +414,11 @@ type Backend interface {
 	// Show, like Why, knows clients only.
 	Show(ctx context.Context, name string) (Shown, error)
 	// Events is as Logs.
-	Events(ctx context.Context, q EventQuery) (<-chan Event, error)
-	// Tap gives the messages that pattern means ("": all). The channel is closed when ctx ends.
-	Tap(ctx context.Context, by Caller, pattern string) (<-chan TapEvent, error)
-	// Logs refuses unknown names before it returns. The channel is closed after the last line or when ctx ends.
-	Logs(ctx context.Context, q LogQuery) (<-chan LogLine, error)
+	Events(ctx context.Context, q EventQuery) (iter.Seq[Event], error)
+	// Tap gives the messages that pattern means ("": all), from now on, until ctx ends.
+	Tap(ctx context.Context, by Caller, pattern string) (iter.Seq[TapEvent], error)
+	// Logs refuses unknown names before it returns. The lines end after the last one, or when ctx does. They are asked for once.
+	Logs(ctx context.Context, q LogQuery) (iter.Seq[LogLine], error)
 	// Wait returns when all of names are as aim (AimReady…) has it, with CodeStopped when nothing that zhxd will do by itself
 	// can bring that about.
 	Wait(ctx context.Context, names []string, aim string) ([]Outcome, error)
