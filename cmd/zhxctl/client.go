@@ -54,18 +54,15 @@ func (a *app) saying(use, short, long string, do func(ctx context.Context, to st
 // meant adds to an error by which nobody has the name to the name that was likely meant.
 func (a *app) meant(ctx context.Context, to string, err error) error {
 	if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.CodeUnknown {
-		_ = a.ask(ctx, tabLimit, func(ctx context.Context, zhxd *control.Client) error {
-			st, err := zhxd.Status(ctx)
-			var names []string
-			for _, c := range st.Clients {
-				names = append(names, c.Name)
-			}
-			for _, p := range st.Peers {
-				names = append(names, p.Names...)
-			}
-			e.Text += config.DidYouMean(to, names)
-			return err
-		})
+		st, _ := a.status(ctx, tabLimit)
+		var names []string
+		for _, c := range st.Clients {
+			names = append(names, c.Name)
+		}
+		for _, p := range st.Peers {
+			names = append(names, p.Names...)
+		}
+		e.Text += config.DidYouMean(to, names)
 	}
 	return err
 }

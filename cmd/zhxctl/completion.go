@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"slices"
 	"strings"
 
@@ -60,20 +59,17 @@ func (a *app) offer(cmd *cobra.Command, args []string, _ string) (words []string
 		place = strings.Trim(place, "[]…@")
 		switch place {
 		case "NAME", "FROM", "TO", "GROUP":
-			_ = a.ask(cmd.Context(), tabLimit, func(ctx context.Context, zhxd *control.Client) error {
-				st, err := zhxd.Status(ctx)
-				for _, c := range st.Clients {
-					if place != "GROUP" {
-						words = append(words, c.Name)
-					}
+			st, _ := a.status(cmd.Context(), tabLimit)
+			for _, c := range st.Clients {
+				if place != "GROUP" {
+					words = append(words, c.Name)
 				}
-				for _, g := range st.Groups {
-					if place == "GROUP" {
-						words = append(words, g.Name)
-					}
+			}
+			for _, g := range st.Groups {
+				if place == "GROUP" {
+					words = append(words, g.Name)
 				}
-				return err
-			})
+			}
 		case "FILE":
 			files = cobra.ShellCompDirectiveDefault
 		default:

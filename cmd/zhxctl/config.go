@@ -94,16 +94,13 @@ func usualDir() string {
 
 // environ is the environment of the zhxd that runs, which may have other variables than ours; nil where it is not to be had.
 func (a *app) environ(ctx context.Context) (list []string) {
-	_ = a.ask(ctx, tabLimit, func(ctx context.Context, zhxd *control.Client) error {
-		st, err := zhxd.Status(ctx)
-		if err != nil {
-			return err
-		}
-		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", st.Daemon.PID)); err == nil {
-			list = strings.Split(string(b), "\x00")
-		}
+	st, err := a.status(ctx, tabLimit)
+	if err != nil {
 		return nil
-	})
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", st.Daemon.PID)); err == nil {
+		list = strings.Split(string(b), "\x00")
+	}
 	return list
 }
 
@@ -151,12 +148,11 @@ func (a *app) checkCmd() *cobra.Command {
 ${VARIABLE} and PATH are those of the zhxd that runs, where its environment may be read; else zhxctl's own.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path := a.file(args)
-			conf, found, err := sorted(config.Load(path, config.Options{Environ: a.environ(cmd.Context()), System: system}))
+			conf, found, err := sorted(config.Load(a.file(args), config.Options{Environ: a.environ(cmd.Context()), System: system}))
 			if err != nil {
 				return err
 			}
-			return a.report(path, conf, found, strict)
+			return a.report(conf, found, strict)
 		},
 	})
 	cmd.Flags().BoolVar(&strict, "strict", false, "exit 2 where there are warnings, too")
@@ -165,7 +161,7 @@ ${VARIABLE} and PATH are those of the zhxd that runs, where its environment may 
 }
 
 // report is what check prints. conf is nil where the file is not valid.
-func (a *app) report(path string, conf *config.Config, found config.Problems, strict bool) error {
+func (a *app) report(conf *config.Config, found config.Problems, strict bool) error {
 	names, warnings := []string{}, 0
 	for _, p := range found {
 		if p.Warning {

@@ -283,13 +283,10 @@ func (a *app) versionCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var zhxd *string // nil: nobody says
-			err := a.ask(cmd.Context(), readLimit, func(ctx context.Context, c *control.Client) error {
-				st, err := c.Status(ctx)
-				if err == nil {
-					zhxd = &st.Daemon.Version
-				}
-				return err
-			})
+			st, err := a.status(cmd.Context(), readLimit)
+			if err == nil {
+				zhxd = &st.Daemon.Version
+			}
 			switch {
 			case a.json:
 				a.printJSON(map[string]any{"v": 1, "zhxctl": version, "zhxd": zhxd})

@@ -101,10 +101,7 @@ Exit 1 where there is a problem. Run it as the user that zhxd runs as: others se
 
 // meet asks zhxd for its status, and takes the configuration that it has read for the one that is meant.
 func (a *app) meet(ctx context.Context) (st control.Status, err error) {
-	err = a.ask(ctx, readLimit, func(ctx context.Context, zhxd *control.Client) (err error) {
-		st, err = zhxd.Status(ctx)
-		return err
-	})
+	st, err = a.status(ctx, readLimit)
 	if err == nil && a.config == "" {
 		a.config = st.Daemon.Config
 		if !filepath.IsAbs(a.config) {

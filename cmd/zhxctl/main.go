@@ -177,6 +177,32 @@ func (a *app) ask(ctx context.Context, limit time.Duration, do func(context.Cont
 	return do(ctx, control.Dial(path))
 }
 
+// status asks zhxd for its status, which may take limit.
+func (a *app) status(ctx context.Context, limit time.Duration) (st control.Status, err error) {
+	err = a.ask(ctx, limit, func(ctx context.Context, zhxd *control.Client) (err error) {
+		st, err = zhxd.Status(ctx)
+		return err
+	})
+	return st, err
+}
+
+// asking is what a verb does that asks zhxd for one thing: what get answers is printed as JSON, or shown.
+func asking[T any](a *app, get func(context.Context, *control.Client, []string) (T, error), show func(T)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
+			answer, err := get(ctx, zhxd, args)
+			switch {
+			case err != nil:
+			case a.json:
+				a.printJSON(answer)
+			default:
+				show(answer)
+			}
+			return err
+		})
+	}
+}
+
 // within is ctx for as long as --timeout says, else for limit.
 func (a *app) within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	if limit = cmp.Or(max(a.timeout, 0), limit); limit == noLimit {

@@ -5,11 +5,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -138,31 +140,16 @@ func (c *canned) Why(context.Context, string) (control.Why, error) { return c.wh
 func (c *canned) Explain(context.Context, string, string) (control.Explanation, error) {
 	return c.says, c.err
 }
-func (c *canned) Tap(context.Context, control.Caller, string) (<-chan control.TapEvent, error) {
-	events := make(chan control.TapEvent, len(c.passes))
-	for _, e := range c.passes {
-		events <- e
-	}
-	close(events)
-	return events, c.err
+func (c *canned) Tap(context.Context, control.Caller, string) (iter.Seq[control.TapEvent], error) {
+	return slices.Values(c.passes), c.err
 }
 func (c *canned) Show(context.Context, string) (control.Shown, error) { return c.shown, c.err }
-func (c *canned) Events(context.Context, control.EventQuery) (<-chan control.Event, error) {
-	events := make(chan control.Event, len(c.events))
-	for _, e := range c.events {
-		events <- e
-	}
-	close(events)
-	return events, c.err
+func (c *canned) Events(context.Context, control.EventQuery) (iter.Seq[control.Event], error) {
+	return slices.Values(c.events), c.err
 }
-func (c *canned) Logs(_ context.Context, q control.LogQuery) (<-chan control.LogLine, error) {
+func (c *canned) Logs(_ context.Context, q control.LogQuery) (iter.Seq[control.LogLine], error) {
 	c.asked = q
-	lines := make(chan control.LogLine, len(c.lines))
-	for _, l := range c.lines {
-		lines <- l
-	}
-	close(lines)
-	return lines, c.err
+	return slices.Values(c.lines), c.err
 }
 
 // Start starts "gps", is asked by "ui" itself to do that later, and fails with every other client.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -69,29 +68,29 @@ func (a *app) follow(ctx context.Context, on bool, names []string, do func(conte
 
 // logLine prints a line of an answer to q.
 func (a *app) logLine(q control.LogQuery, stamps bool) func(control.LogLine) error {
-	asJSON, going := json.NewEncoder(a.out), false
-	asJSON.SetEscapeHTML(false)
-	return func(line control.LogLine) error {
+	going := false
+	return func(l control.LogLine) error {
 		if a.json {
-			return asJSON.Encode(line)
+			_, err := fmt.Fprintln(a.out, line(l))
+			return err
 		}
-		if line.Dropped > 0 {
-			fmt.Fprintf(a.err, "zhxctl: %s: %s lost here, which came faster than they were read\n", line.Client, count(int(line.Dropped), "line"))
+		if l.Dropped > 0 {
+			fmt.Fprintf(a.err, "zhxctl: %s: %s lost here, which came faster than they were read\n", l.Client, count(int(l.Dropped), "line"))
 		}
 		prefix, end := "", "\n"
 		switch one := len(q.Names) == 1; {
-		case line.Cut && one:
+		case l.Cut && one:
 			end = "" // what the child wrote has no end here
-		case line.Cut:
-			prefix, end = line.Client+" | ", " …\n" // the next line may be another client's
+		case l.Cut:
+			prefix, end = l.Client+" | ", " …\n" // the next line may be another client's
 		case !one:
-			prefix = line.Client + " | "
+			prefix = l.Client + " | "
 		}
 		if stamps && !going {
-			prefix = line.At.UTC().Format("2006-01-02T15:04:05.000Z ") + prefix
+			prefix = l.At.UTC().Format("2006-01-02T15:04:05.000Z ") + prefix
 		}
 		going = end == ""
-		text := line.Text
+		text := l.Text
 		if isTerminal(a.out.Writer) {
 			text = strings.TrimSuffix(text, "\r") // a child on a terminal of its own ends lines so
 		}

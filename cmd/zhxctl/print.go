@@ -58,19 +58,27 @@ func (a *app) printJSON(v any) {
 
 // table writes rows in columns, and below each row its lines of below, if there are any, which are no part of the columns.
 func (a *app) table(rows [][]string, below ...[]string) {
-	widths, _ := measure(rows)
-	for i, row := range rows {
-		line := ""
-		for at, cell := range row {
-			line += cell + strings.Repeat(" ", widths[at]-columns(cell)+gap)
-		}
-		fmt.Fprintln(a.out, strings.TrimRight(line, " "))
+	for i, line := range align(rows) {
+		fmt.Fprintln(a.out, line)
 		if i < len(below) {
 			for _, text := range below[i] {
 				fmt.Fprintln(a.out, text)
 			}
 		}
 	}
+}
+
+// align makes a line of each row of a table.
+func align(rows [][]string) (lines []string) {
+	widths, _ := measure(rows)
+	for _, row := range rows {
+		line := ""
+		for at, cell := range row {
+			line += cell + strings.Repeat(" ", widths[at]-columns(cell)+gap)
+		}
+		lines = append(lines, strings.TrimRight(line, " "))
+	}
+	return lines
 }
 
 const (
@@ -107,16 +115,23 @@ func (a *app) fit(rows [][]string, spare ...string) [][]string {
 	}
 	shorten(longName)
 	defer shorten(shortName)
+	if limit > 0 {
+		leaveOut(rows, limit, spare)
+	}
+	return rows
+}
+
+// leaveOut takes columns with these headings out of a table, one after the other, until it is at most so wide.
+func leaveOut(rows [][]string, width int, spare []string) {
 	for _, heading := range spare {
-		if _, total := measure(rows); limit == 0 || total <= limit {
-			break
+		if _, total := measure(rows); total <= width {
+			return
 		}
-		at := slices.Index(rows[0], heading)
+		at := slices.IndexFunc(rows[0], func(h string) bool { return strings.TrimRight(h, " ") == heading })
 		for i, row := range rows {
 			rows[i] = slices.Delete(row, at, at+1)
 		}
 	}
-	return rows
 }
 
 // span is a duration for a person: two units at most.

@@ -21,19 +21,9 @@ func (a *app) showCmd() *cobra.Command {
 		Long: `Show the configuration of a client that is in force, as TOML, and where each value comes from: a line of the file when it was
 loaded, which may be one of [defaults], or no line, where it is the default. Environments may hold secrets.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, names []string) error {
-			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
-				s, err := zhxd.Show(ctx, names[0])
-				switch {
-				case err != nil:
-				case a.json:
-					a.printJSON(s)
-				default:
-					a.showKeys(s)
-				}
-				return err
-			})
-		},
+		RunE: asking(a, func(ctx context.Context, zhxd *control.Client, names []string) (control.Shown, error) {
+			return zhxd.Show(ctx, names[0])
+		}, a.showKeys),
 	})
 }
 
@@ -76,21 +66,16 @@ func (a *app) graphCmd() *cobra.Command {
 
 zhxctl graph --dot | dot -Tsvg makes a picture of it.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
-				st, err := zhxd.Status(ctx)
-				switch {
-				case err != nil:
-				case a.json:
-					a.printJSON(edges(st))
-				case dot:
-					a.showDot(edges(st))
-				default:
-					a.showGraph(st)
-				}
-				return err
-			})
-		},
+		RunE: asking(a, func(ctx context.Context, zhxd *control.Client, _ []string) (graph, error) {
+			st, err := zhxd.Status(ctx)
+			return edges(st), err
+		}, func(g graph) {
+			if dot {
+				a.showDot(g)
+			} else {
+				a.showGraph(g.status)
+			}
+		}),
 	})
 	cmd.Flags().BoolVar(&dot, "dot", false, "print it in the language of Graphviz")
 	return cmd
@@ -100,6 +85,8 @@ zhxctl graph --dot | dot -Tsvg makes a picture of it.`,
 type graph struct {
 	V       int    `json:"v"`
 	Clients []node `json:"clients"`
+
+	status control.Status // that it was made of
 }
 
 type node struct {
@@ -109,7 +96,7 @@ type node struct {
 }
 
 func edges(st control.Status) graph {
-	g := graph{V: 1, Clients: []node{}}
+	g := graph{V: 1, Clients: []node{}, status: st}
 	for _, c := range st.Clients {
 		g.Clients = append(g.Clients, node{c.Name, c.DependsOn, c.TalksTo})
 	}
@@ -182,28 +169,22 @@ func (a *app) peersCmd() *cobra.Command {
 
 IN and OUT are messages from and to it; WAITING are bytes that it does not take.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
-				st, err := zhxd.Status(ctx)
-				switch {
-				case err != nil:
-				case a.json:
-					a.printJSON(struct {
-						V     int                  `json:"v"`
-						Peers []control.PeerStatus `json:"peers"`
-					}{1, st.Peers})
-				default:
-					a.showPeers(st.Peers)
-				}
-				return err
-			})
-		},
+		RunE: asking(a, func(ctx context.Context, zhxd *control.Client, _ []string) (peers, error) {
+			st, err := zhxd.Status(ctx)
+			return peers{1, st.Peers}, err
+		}, a.showPeers),
 	})
 }
 
-func (a *app) showPeers(peers []control.PeerStatus) {
+// peers is the answer of peers --json.
+type peers struct {
+	V     int                  `json:"v"`
+	Peers []control.PeerStatus `json:"peers"`
+}
+
+func (a *app) showPeers(all peers) {
 	rows := [][]string{{"NAMES", "PID", "UID", "VIA", "PROTOCOL", "PROOF", "IN", "OUT", "WAITING"}}
-	for _, p := range peers {
+	for _, p := range all.Peers {
 		names, waiting := strings.Join(p.Names, ","), size(int64(p.Waiting))
 		if names == "" {
 			names = asNobody

@@ -20,13 +20,13 @@ func (a *app) statusCmd() *cobra.Command {
 		Use:   "status [NAME…|@GROUP…]",
 		Short: "show what runs, and what is wrong with what does not",
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return a.status(ctx, zhxd, names) })
+			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error { return a.runs(ctx, zhxd, names) })
 		},
 	})
 }
 
-// status is exit 3 where zhxd, or one of the clients named, does not run.
-func (a *app) status(ctx context.Context, zhxd *control.Client, names []string) error {
+// runs shows the status: exit 3 where zhxd, or one of the clients named, does not run.
+func (a *app) runs(ctx context.Context, zhxd *control.Client, names []string) error {
 	st, err := zhxd.Status(ctx)
 	if e, ok := errors.AsType[*control.Error](err); ok && errors.Is(err, control.ErrDown) {
 		if a.json {

@@ -22,13 +22,9 @@ func (a *app) tapCmd() *cobra.Command {
 shown with its size, what became of it and its first 512 bytes. What comes faster than it is read is not shown, but counted.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := a.ask(cmd.Context(), noLimit, func(ctx context.Context, zhxd *control.Client) error {
+			return a.follow(cmd.Context(), true, nil, func(ctx context.Context, zhxd *control.Client, _ []string) error {
 				return zhxd.Tap(ctx, strings.Join(args, ""), a.count, a.showTap)
 			})
-			if cmd.Context().Err() != nil {
-				return nil // ctrl-C is how one ends it
-			}
-			return err
 		},
 	}))
 }

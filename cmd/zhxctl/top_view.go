@@ -151,25 +151,12 @@ func (m *top) clients(n int) (lines []string) {
 	for i, least := range topWidths {
 		rows[0][i] += strings.Repeat(" ", max(least-columns(rows[0][i]), 0))
 	}
-	for _, spare := range []string{"PID", "MEM", "CPU", "RST", "UP", "MSG/S", ""} {
-		if _, total := measure(rows); total <= m.width {
-			break
+	leaveOut(rows, m.width, []string{"PID", "MEM", "CPU", "RST", "UP", "MSG/S", ""})
+	lines = align(rows)
+	if m.err != nil { // it may be so no more
+		for i, line := range lines {
+			lines[i] = m.paint(faint, painted.ReplaceAllString(line, ""))
 		}
-		at := slices.IndexFunc(rows[0], func(h string) bool { return strings.TrimSpace(h) == spare })
-		for i := range rows {
-			rows[i] = slices.Delete(rows[i], at, at+1)
-		}
-	}
-	widths, _ := measure(rows)
-	for _, row := range rows {
-		line := ""
-		for at, cell := range row {
-			line += cell + strings.Repeat(" ", widths[at]-columns(cell)+gap)
-		}
-		if line = strings.TrimRight(line, " "); m.err != nil {
-			line = m.paint(faint, painted.ReplaceAllString(line, "")) // it may be so no more
-		}
-		lines = append(lines, line)
 	}
 	lines[0] = m.paint(faint, lines[0])
 	return lines

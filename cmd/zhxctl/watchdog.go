@@ -20,22 +20,13 @@ func (a *app) watchdogCmd() *cobra.Command {
 		Long: `Show the times between the feeds of each client's present run, how much of its timeout the slowest left, and hints.
 
 MISSES counts feeds that came after warn_after, by default half of the timeout; LAPSES counts deadlines that passed.`,
-		RunE: func(cmd *cobra.Command, names []string) error {
-			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
-				st, err := zhxd.Status(ctx)
-				if err == nil && len(names) > 0 {
-					st, err = only(st, names)
-				}
-				switch {
-				case err != nil:
-				case a.json:
-					a.printJSON(st)
-				default:
-					a.showWatchdog(st)
-				}
-				return err
-			})
-		},
+		RunE: asking(a, func(ctx context.Context, zhxd *control.Client, names []string) (control.Status, error) {
+			st, err := zhxd.Status(ctx)
+			if err == nil && len(names) > 0 {
+				st, err = only(st, names)
+			}
+			return st, err
+		}, a.showWatchdog),
 	})
 	cmd.AddCommand(a.pauseCmd(), a.resumeCmd())
 	return cmd

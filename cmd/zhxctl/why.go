@@ -23,19 +23,9 @@ func (a *app) whyCmd() *cobra.Command {
 		Use:   "why NAME",
 		Short: "show what a client is doing, how its last runs ended and what they printed last",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, names []string) error {
-			return a.ask(cmd.Context(), readLimit, func(ctx context.Context, zhxd *control.Client) error {
-				y, err := zhxd.Why(ctx, names[0])
-				switch {
-				case err != nil:
-				case a.json:
-					a.printJSON(y)
-				default:
-					a.showWhy(y)
-				}
-				return err
-			})
-		},
+		RunE: asking(a, func(ctx context.Context, zhxd *control.Client, names []string) (control.Why, error) {
+			return zhxd.Why(ctx, names[0])
+		}, a.showWhy),
 	})
 	cmd.Flags().BoolVar(&a.raw, "raw", false, "do not escape control characters")
 	return cmd
