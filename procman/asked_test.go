@@ -37,7 +37,7 @@ func TestKill(t *testing.T) {
 		want(t, "a kill of what does not die", s.Start(bg, "b", "me"), nil)
 		w.arrange(func() { w.undead["b"] = true })
 		s.Kill(bg, "b", "me", syscall.SIGKILL)
-		time.Sleep(KillWait)
+		time.Sleep(killWait)
 		want(t, "shows", state(s, "b").State, Unkillable)
 		w.arrange(func() { w.undead["b"] = false })
 	})

@@ -36,8 +36,6 @@ func TestDiff(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", c.purpose, got, c.want)
 		}
 	}
-	want(t, "equal", base.Equal(base), true)
-	want(t, "equal", base.Equal(spec("b")), false)
 }
 
 // TestEveryKeyHasAClass: each field but the name is a key, is live or restart, and a change of it alone shows.

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"slices"
 	"syscall"
 	"time"
 
@@ -19,14 +18,14 @@ import (
 // Execute executes argv as the client would be: its user, directory, environment, limits; argv[0] as in Spec.Command. It belongs to
 // no run, and what it prints is the client's. nil: it exited with 0, within limit; else the error says how it ended, or why it was
 // not executed (ErrUnknown, ErrClosed among others). It returns when nothing of its tree lives. What does after limit, or when ctx
-// or the Set ends, is killed; if something survives that for KillWait the error is ErrUnkillable, and so is that of further calls
+// or the Set ends, is killed; if something survives that for killWait the error is ErrUnkillable, and so is that of further calls
 // for the client, which execute nothing until it is gone. Any goroutine may call it, more than one for a client at a time.
 func (s *Set) Execute(ctx context.Context, name string, argv []string, limit time.Duration) error {
 	s.mu.Lock()
-	i, closed := slices.IndexFunc(s.specs, func(spec Spec) bool { return spec.Name == name }), s.closed
-	if i < 0 || closed {
-		s.mu.Unlock()
-		if closed {
+	i := s.at(name)
+	if i < 0 || s.closed {
+		defer s.mu.Unlock()
+		if s.closed {
 			return fmt.Errorf("client %q: %w", name, ErrClosed)
 		}
 		return fmt.Errorf("client %q: %w", name, ErrUnknown)
@@ -45,7 +44,7 @@ func (s *Set) Execute(ctx context.Context, name string, argv []string, limit tim
 func (h *system) giveUp(ctx context.Context, s *Spec, ring *logs.Ring) {
 	log := h.o.Log.With("client", h.name, "command", s.OnFailure)
 	log.Info("on_failure")
-	if err := h.execute(ctx, s, "on_failure", s.OnFailure, HookWait, ring); err != nil {
+	if err := h.execute(ctx, s, "on_failure", s.OnFailure, hookWait, ring); err != nil {
 		log.Warn("on_failure failed", "err", err, "next", "the client stays failed")
 	}
 }
@@ -103,10 +102,10 @@ func (h *system) execute(ctx context.Context, s *Spec, what string, argv []strin
 	return verdict(exit, cut, limit, ctx.Err())
 }
 
-// killed kills a tree, and tells whether that ended it within KillWait.
+// killed kills a tree, and tells whether that ended it within killWait.
 func killed(t *proc.Tree) bool {
 	t.Kill()
-	ctx, cancel := context.WithTimeout(context.Background(), KillWait)
+	ctx, cancel := context.WithTimeout(context.Background(), killWait)
 	defer cancel()
 	return t.WaitEmpty(ctx) == nil
 }

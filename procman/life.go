@@ -55,7 +55,7 @@ func (h *system) clear(ctx context.Context, s *Spec, r record) error {
 		h.o.Log.Warn("looks like an unmanaged copy", "client", h.name, "pid", p.PID, "why", p.Reason, "next", "left alone")
 	}
 	for _, f := range full {
-		h.o.Log.Warn("unmanaged copy", "client", h.name, "pid", f.PID, "next", fmt.Sprintf("SIGTERM, then SIGKILL after %v", StrayWait))
+		h.o.Log.Warn("unmanaged copy", "client", h.name, "pid", f.PID, "next", fmt.Sprintf("SIGTERM, then SIGKILL after %v", strayWait))
 		if err := endStray(ctx, h.o.Kernel, f.ID); err != nil {
 			return fmt.Errorf("stop unmanaged copy, pid %d: %w", f.PID, err)
 		}
@@ -291,7 +291,7 @@ func (l *run) members() string {
 
 // finish drains to the end of file, which an empty tree brings about at once.
 func (l *run) finish() {
-	wait := time.AfterFunc(DrainWait, func() {
+	wait := time.AfterFunc(drainWait, func() {
 		l.log.Warn("output cut off", "client", l.Name, "run", l.Run, "err", "a process outside of its tree holds it open", "next", "it is closed")
 		l.out.Close()
 	})
@@ -316,7 +316,7 @@ func endStray(ctx context.Context, k *proc.Kernel, id proc.ID) error {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		err := proc.SignalVerified(id, sig)
 		if err == nil {
-			wait, cancel := context.WithTimeout(ctx, StrayWait)
+			wait, cancel := context.WithTimeout(ctx, strayWait)
 			err = k.WaitGone(wait, id)
 			cancel()
 		}

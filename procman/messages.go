@@ -13,9 +13,17 @@ const byMax = 100 // bytes that a record keeps of who stopped a client; the rest
 
 // A waiter is a request that is answered when its aim is reached or out of reach.
 type waiter struct {
-	aim   aim
-	run   uint64       // up: at least this one
-	reply chan<- error // capacity 1; gets the answer, then is closed
+	aim aim
+	run uint64 // up: at least this one
+	reply
+}
+
+// A reply is where a request is answered, once: it has capacity 1, gets the answer, then is closed.
+type reply chan<- error
+
+func (r reply) refuse(err error) {
+	r <- err
+	close(r)
 }
 
 type aim string
@@ -34,8 +42,8 @@ type startMsg struct {
 	fresh bool            // in a new process, also if one runs
 	begun chan<- struct{} // closed when its status shows it; may be nil
 	after <-chan error    // autostart: not spawned before this answers
-	turn  chan<- error    // autostart: answered when others of the file need not wait for it; may be nil
-	reply chan<- error
+	turn  reply           // autostart: answered when others of the file need not wait for it; may be nil
+	reply reply
 }
 
 func (m startMsg) on(p *program) {
@@ -91,11 +99,8 @@ func (p *program) superseded(asked int64) bool {
 }
 
 func (m startMsg) refuse(err error) {
-	for _, reply := range []chan<- error{m.reply, m.turn} {
-		if reply != nil {
-			reply <- err
-			close(reply)
-		}
+	if m.reply.refuse(err); m.turn != nil {
+		m.turn.refuse(err)
 	}
 }
 
@@ -113,7 +118,7 @@ type stopMsg struct {
 	why    string
 	hurry  bool            // SIGKILL at once
 	begun  chan<- struct{} // closed when it is begun; may be nil
-	reply  chan<- error
+	reply
 }
 
 func (m stopMsg) on(p *program) {
@@ -137,13 +142,6 @@ func (m stopMsg) on(p *program) {
 	if m.begun != nil {
 		close(m.begun)
 	}
-}
-
-func (m stopMsg) refuse(err error) { refuse(m.reply, err) }
-
-func refuse(reply chan<- error, err error) {
-	reply <- err
-	close(reply)
 }
 
 // leavingMsg comes before a stop or restart that waits for dependants: nobody is to start for this client's sake until the
@@ -174,7 +172,7 @@ func (p *program) leave() {
 // yieldMsg stops the run for another client's sake. The client stays wanted, and starts again when its dependencies are ready.
 type yieldMsg struct {
 	why   string
-	reply chan<- error // when nothing of it lives
+	reply // when nothing of it lives
 }
 
 func (m yieldMsg) on(p *program) {
@@ -182,8 +180,6 @@ func (m yieldMsg) on(p *program) {
 	p.because(m.why)
 	p.handle(event{kind: evYield})
 }
-
-func (m yieldMsg) refuse(err error) { refuse(m.reply, err) }
 
 // waitsMsg: nothing but a dependency keeps the client from being spawned, and one of those has changed.
 type waitsMsg struct{}
@@ -247,7 +243,7 @@ func (m saidMsg) on(p *program) {
 		}
 	}
 	if n.ExtendTimeout > 0 {
-		p.handle(event{kind: evExtend, run: m.run, d: min(n.ExtendTimeout, ExtendMax)})
+		p.handle(event{kind: evExtend, run: m.run, d: min(n.ExtendTimeout, extendMax)})
 	}
 	switch {
 	case n.Stopping:
@@ -340,9 +336,9 @@ func (m warnMsg) on(p *program) {
 
 // killMsg signals the leader, with SIGKILL the whole tree. The client stays wanted or not, as it was.
 type killMsg struct {
-	by    string
-	sig   syscall.Signal
-	reply chan<- error
+	by  string
+	sig syscall.Signal
+	reply
 }
 
 func (m killMsg) on(p *program) {
@@ -361,12 +357,10 @@ func (m killMsg) on(p *program) {
 	m.refuse(nil)
 }
 
-func (m killMsg) refuse(err error) { refuse(m.reply, err) }
-
 // resetMsg has the client's failures forgotten.
 type resetMsg struct {
-	by    string
-	reply chan<- error
+	by string
+	reply
 }
 
 func (m resetMsg) on(p *program) {
@@ -375,15 +369,12 @@ func (m resetMsg) on(p *program) {
 	m.refuse(nil)
 }
 
-func (m resetMsg) refuse(err error) { refuse(m.reply, err) }
-
 // answer replies to those whose aim is reached, or cannot be.
 func (p *program) answer() {
 	left := p.waiters[:0]
 	for _, w := range p.waiters {
 		if over, err := p.reached(w); over {
-			w.reply <- err
-			close(w.reply)
+			w.refuse(err)
 		} else {
 			left = append(left, w)
 		}

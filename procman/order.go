@@ -51,7 +51,7 @@ func (s *Set) unready(names []string) []*program {
 // for it needs them too. One that is not configured (any more) is not waited for. mu is held.
 func (s *Set) pending(names []string) (ds []*program) {
 	for _, name := range names {
-		i := slices.IndexFunc(s.specs, func(o Spec) bool { return o.Name == name })
+		i := s.at(name)
 		if i < 0 {
 			continue
 		}
@@ -236,10 +236,7 @@ func (s *Set) together(name string, others []string) {
 }
 
 // turn takes part in the board's restarts: how long this one has to wait.
-func (s *Set) turn() time.Duration {
-	r := s.bucket.Reserve()
-	return r.Delay()
-}
+func (s *Set) turn() time.Duration { return s.bucket.Reserve().Delay() }
 
 // waits says in words what a client waits for.
 func waits(ds []*program) string {

@@ -5,6 +5,7 @@ package procman
 import (
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -47,9 +48,7 @@ func prepare(s *Spec, environ []string) (c prepared, err error) {
 			return c, fmt.Errorf("environment_file: %w", err)
 		}
 	}
-	for k, v := range s.Environment {
-		env[k] = v
-	}
+	maps.Copy(env, s.Environment)
 	if s.FrozenTimeout > 0 { // sd_watchdog_enabled(3); a stage adds WATCHDOG_PID
 		env["WATCHDOG_USEC"] = strconv.FormatInt(s.FrozenTimeout.Microseconds(), 10)
 	}

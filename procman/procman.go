@@ -12,7 +12,7 @@
 //	   ^                  │  ^                            │ ^                                                      v
 //	   │      unverified  v  │ restart_delay_max          │ │ tree empty: at once, or a delay ── backoff <── stopping
 //	   │                 failed <──── spawn failed ───────┘ └───────────────────────────────────────┘            │  ^
-//	   └── down, tree empty ── stopping;   restart = never, on-failure: exited                KillWait over: unkillable
+//	   └── down, tree empty ── stopping;   restart = never, on-failure: exited                killWait over: unkillable
 //
 // A stop is honoured in every state, a start by hand too, at once in backoff, failed and exited. A client whose processes
 // survive SIGKILL is unkillable until they are gone, killed again and again: it gets no twin, then goes on. A client is failed when something
@@ -47,12 +47,12 @@ import (
 )
 
 const (
-	KillWait  = 5 * time.Second  // from SIGKILL to state unkillable, and to each further SIGKILL; for a leftover to state failed
-	StrayWait = 5 * time.Second  // from SIGTERM to SIGKILL for a stray copy, then again to state failed
+	killWait  = 5 * time.Second  // from SIGKILL to state unkillable, and to each further SIGKILL; for a leftover to state failed
+	strayWait = 5 * time.Second  // from SIGTERM to SIGKILL for a stray copy, then again to state failed
 	partMax   = 8                // lines about processes that match a client only in part; the rest is one line with their number
-	DrainWait = time.Second      // for the last output of an empty tree, if a stranger holds the FIFO; then it is cut off
-	ExtendMax = time.Hour        // more time than this is not given at a time, whatever EXTEND_TIMEOUT_USEC asks for
-	HookWait  = 30 * time.Second // for on_failure; then it is killed
+	drainWait = time.Second      // for the last output of an empty tree, if a stranger holds the FIFO; then it is cut off
+	extendMax = time.Hour        // more time than this is not given at a time, whatever EXTEND_TIMEOUT_USEC asks for
+	hookWait  = 30 * time.Second // for on_failure; then it is killed
 
 	// A start for which the board had no descriptors, memory, processes or room is tried again after this, and does not count: its
 	// client has done nothing. The same shortage is told once.
@@ -355,22 +355,21 @@ func (s *Set) ask(ctx context.Context, name string, tell func(*program, request)
 func (s *Set) find(name string) (*program, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range s.progs[:len(s.specs)] {
-		if p.name == name {
-			return p, nil
-		}
+	if i := s.at(name); i >= 0 {
+		return s.progs[i], nil
 	}
 	return nil, fmt.Errorf("client %q: %w", name, ErrUnknown)
+}
+
+// at is where specs, and progs, have a configured client; -1: there is none of that name. mu is held.
+func (s *Set) at(name string) int {
+	return slices.IndexFunc(s.specs, func(spec Spec) bool { return spec.Name == name })
 }
 
 // Expire is the watchdog's verdict: abort_signal to the leader of that run if the client has one, and once that has ended,
 // or not in time, SIGKILL to its tree; the client goes on as after any failure. A run that is over is left alone, and so is one
 // that Options.Spare spares. why is for people. Expire and Warn wait for the client's loop.
-func (s *Set) Expire(name string, run uint64, why string) {
-	if p, err := s.find(name); err == nil {
-		p.tell(expireMsg{run, why})
-	}
-}
+func (s *Set) Expire(name string, run uint64, why string) { s.note(name, expireMsg{run, why}) }
 
 // Warn sends sig to the leader of that run, for it to tell what it does while it may be about to lapse. A run that is ending or
 // over is left alone.
@@ -438,25 +437,38 @@ func (s *Set) Ring(name string) *logs.Ring {
 // depends_on, one after the other in reverse order of the file), and ends the Set.
 // When ctx ends, what is left is killed without further ado. The error names clients that survive that.
 func (s *Set) Shutdown(ctx context.Context) error {
+	return s.end(ctx, s.o.Settle, func() [][]*program { return byLevel(s.progs, stopLevels(s.specs)) })
+}
+
+// Leave ends the Set and lets the clients run on, for the next zhxd to adopt; those with a terminal of this one are stopped.
+func (s *Set) Leave(ctx context.Context) error {
+	return s.end(ctx, nil, func() [][]*program {
+		var bound []*program
+		for i, p := range s.progs {
+			if i >= len(s.specs) || s.specs[i].TTY {
+				bound = append(bound, p)
+			}
+		}
+		return [][]*program{bound}
+	})
+}
+
+// end stops clients by levels, which it asks for with mu held, and calls settle, if there is one, after each. Then it waits for all
+// goroutines; for what a client may hold up (package notify), not for ever.
+func (s *Set) end(ctx context.Context, settle func(), stopping func() [][]*program) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	s.mu.Lock()
 	s.closed = true
-	progs, depth := s.progs, stopLevels(s.specs)
+	levels := stopping()
 	s.mu.Unlock()
 	var errs []error
-	for _, level := range byLevel(progs, depth) {
+	for _, level := range levels {
 		errs = append(errs, s.stopAll(ctx, level)...)
-		if s.o.Settle != nil {
-			s.o.Settle()
+		if settle != nil {
+			settle()
 		}
 	}
-	s.end()
-	return errors.Join(errs...)
-}
-
-// end waits for all goroutines; for what a client may hold up (package notify), not for ever.
-func (s *Set) end() {
 	s.cancel()
 	s.loops.Wait()
 	deaf := make(chan struct{})
@@ -466,8 +478,9 @@ func (s *Set) end() {
 	}()
 	select {
 	case <-deaf:
-	case <-time.After(DrainWait):
+	case <-time.After(drainWait):
 	}
+	return errors.Join(errs...)
 }
 
 // stopAll stops programs of one level.
@@ -497,22 +510,4 @@ func (s *Set) stopAll(ctx context.Context, progs []*program) (errs []error) {
 		}
 	}
 	return errs
-}
-
-// Leave ends the Set and lets the clients run on, for the next zhxd to adopt; those with a terminal of this one are stopped.
-func (s *Set) Leave(ctx context.Context) error {
-	s.applying.Lock()
-	defer s.applying.Unlock()
-	s.mu.Lock()
-	s.closed = true
-	var bound []*program
-	for i, p := range s.progs {
-		if i >= len(s.specs) || s.specs[i].TTY {
-			bound = append(bound, p)
-		}
-	}
-	s.mu.Unlock()
-	errs := s.stopAll(ctx, bound)
-	s.end()
-	return errors.Join(errs...)
 }

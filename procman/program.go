@@ -226,8 +226,7 @@ func (p *program) loop(ctx context.Context) {
 	defer func() {
 		p.cancel()
 		for _, w := range p.waiters {
-			w.reply <- fmt.Errorf("client %q: %w", p.name, ErrClosed)
-			close(w.reply)
+			w.refuse(fmt.Errorf("client %q: %w", p.name, ErrClosed))
 		}
 		if p.life != nil {
 			p.life.leave()

@@ -173,7 +173,7 @@ func (h *system) endLeftover(ctx context.Context, r record) error {
 }
 
 func (h *system) killRemains(ctx context.Context, r record) error {
-	ctx, cancel := context.WithTimeout(ctx, KillWait)
+	ctx, cancel := context.WithTimeout(ctx, killWait)
 	defer cancel()
 	killed, left, err := h.o.Kernel.KillRemains(ctx, proc.Remains{
 		Mark: r.Mark, Leader: proc.ID{PID: r.PID, Start: r.Start}, UID: r.UID, Cgroup: r.Cgroup})

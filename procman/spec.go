@@ -77,9 +77,6 @@ type StartLimit struct {
 	Interval time.Duration
 }
 
-// Equal tells whether two specs are the same in every key.
-func (s Spec) Equal(t Spec) bool { return s.Name == t.Name && len(changed(s, t)) == 0 }
-
 // A change is one key in which two specs differ.
 type change struct{ key, class string }
 

@@ -224,8 +224,7 @@ func (m machine) starting(e event) (machine, action) {
 		return m.judge(e), doNothing
 	case evSpawnFailed:
 		m.lived = 0
-		switch {
-		case e.short && m.want: // neither a restart nor a failure of the client
+		if e.short && m.want { // neither a restart nor a failure of the client
 			m.admitted = false
 			return m.to(Backoff, e.now+shortDelay-time.Duration(e.roll*float64(shortDelay)/5), doNothing)
 		}
@@ -400,7 +399,7 @@ func (m machine) ending(e event) (machine, action) {
 		case !m.killed:
 			return m.kill(e, m.cause)
 		}
-		return m.to(Unkillable, e.now+KillWait, doKill) // again: new members may have kept appearing
+		return m.to(Unkillable, e.now+killWait, doKill) // again: new members may have kept appearing
 	case evEnded:
 		return m.next(e)
 	}
@@ -444,7 +443,7 @@ func (m machine) abort(e event) (machine, action) {
 
 func (m machine) kill(e event, cause Reason) (machine, action) {
 	m.cause, m.killed, m.ready = cause, true, false
-	return m.to(Stopping, e.now+KillWait, doKill)
+	return m.to(Stopping, e.now+killWait, doKill)
 }
 
 // next decides what follows a run.

@@ -19,14 +19,14 @@ import (
 // has overwritten it, it is in a cgroup that a zhxd made for this client, or its standard output is t.Output. Else the error
 // is ErrGone, ErrRecycled, or says what is missing, and nothing was changed.
 //
-// The Child's Exited tells the end by pidfd, without pidfd up to AdoptedPoll late; the Exit is Unknown, for another reaps it
+// The Child's Exited tells the end by pidfd, without pidfd up to adoptedPoll late; the Exit is Unknown, for another reaps it
 // (unless it is a child of ours after all). Frozen says nothing: no SIGCHLD tells. Reap only forgets it. From now on members
 // of t need not be below us: those are found by mark, cgroup, the leader's group and session, and their parents, with a look
 // at every process, when somebody asks for members or, after the leader's end, whether t is empty. Our own ancestors are
 // never members: zhxd may have been started from inside a client.
 func (k *Kernel) Adopt(t *Tree, id ID) (*Child, error) {
 	pidfd, s, err := k.hold(id)
-	var e evidence
+	var e badge
 	if err == nil {
 		e, err = k.prove(t, s)
 	}
@@ -58,7 +58,7 @@ func (t *Tree) Lead(id ID) (*Child, error) {
 	below := descends(s)
 	k.mu.Lock()
 	old := t.leader
-	if _, open := k.trees[t]; err == nil && (old == nil || !open) {
+	if err == nil && (old == nil || !k.trees[t]) {
 		err = errors.New("the run has no leader")
 	}
 	if err != nil || old.ID == id {
@@ -105,7 +105,7 @@ func (k *Kernel) hold(id ID) (pidfd *os.File, s Stat, err error) {
 }
 
 // prove looks for what makes a process the run's, beside its start time.
-func (k *Kernel) prove(t *Tree, s Stat) (e evidence, err error) {
+func (k *Kernel) prove(t *Tree, s Stat) (e badge, err error) {
 	if self, err := ReadStat(os.Getpid()); err != nil || slices.Contains(ancestry(self), s.PID) {
 		return e, errors.Join(err, errors.New("not verified: it is an ancestor of this process"))
 	}
@@ -155,7 +155,7 @@ func (k *Kernel) lead(t *Tree, id ID, pidfd *os.File) {
 
 // watch looks for the end of a leader that nothing tells of.
 func (c *Child) watch() {
-	again := time.NewTicker(AdoptedPoll)
+	again := time.NewTicker(adoptedPoll)
 	defer again.Stop()
 	for over := false; !over; {
 		select {
@@ -238,7 +238,5 @@ func (t *Tree) leads(all map[int]Stat, s Stat) bool {
 
 // ticks is the time since boot as start times are told.
 func ticks() uint64 {
-	var now unix.Timespec
-	unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
-	return uint64(now.Nano() / int64(time.Second/userHZ))
+	return uint64(Uptime() / (time.Second / userHZ))
 }

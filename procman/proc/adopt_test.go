@@ -459,16 +459,16 @@ func TestAdoptAgain(t *testing.T) {
 func TestAdoptedIdle(t *testing.T) {
 	k := open(t, Options{})
 	if !k.pidfd {
-		t.Skip("no pidfd: it is looked at each AdoptedPoll")
+		t.Skip("no pidfd: it is looked at each adoptedPoll")
 	}
 	p := adoptedRun(t, k, Options{}, "say", "sleep")
 	p.said(t, 1)
 	var before, after unix.Rusage
 	unix.Getrusage(unix.RUSAGE_SELF, &before)
-	<-time.After(AdoptedPoll)
+	<-time.After(adoptedPoll)
 	unix.Getrusage(unix.RUSAGE_SELF, &after)
 	if spent := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()); spent > 20*time.Millisecond {
-		t.Errorf("%v in %v", spent, AdoptedPoll)
+		t.Errorf("%v in %v", spent, adoptedPoll)
 	}
 	p.over(t, nil)
 }

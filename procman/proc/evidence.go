@@ -189,15 +189,15 @@ func numbers(pid int, dir string, most int) (list []int, err error) {
 // it looks at every process, once and without minding late, and for an adopted run not at all.
 func (t *Tree) around(late time.Time) iter.Seq[Stat] {
 	return func(yield func(Stat) bool) {
-		queue, met := t.known(), map[int]struct{}{os.Getpid(): {}} // zhxd may have been started from inside a client
+		queue, met := t.known(), map[int]bool{os.Getpid(): true} // zhxd may have been started from inside a client
 		scan := t.k.list == nil && t.cgroup == nil && !t.isOutside()
 		for i := 0; i < len(queue) && len(met) <= aroundProcesses; i++ {
 			id := queue[i]
 			s, err := ReadStat(id.PID)
-			if _, again := met[id.PID]; again || err != nil || !s.Living() || id.Start != 0 && id != s.ID {
+			if met[id.PID] || err != nil || !s.Living() || id.Start != 0 && id != s.ID {
 				continue
 			}
-			met[id.PID] = struct{}{}
+			met[id.PID] = true
 			if !yield(s) || !time.Now().Before(late) {
 				return
 			}

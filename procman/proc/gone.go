@@ -17,7 +17,7 @@ import (
 // WaitGone returns when the process that id names has ended (a zombie has), or with the context's error. Without pidfd it
 // looks again after recheck, then ever later.
 func (k *Kernel) WaitGone(ctx context.Context, id ID) error {
-	for wait := recheck; ; wait = min(2*wait, AdoptedPoll) {
+	for wait := recheck; ; wait = min(2*wait, adoptedPoll) {
 		pidfd, _, err := k.hold(id)
 		if errors.Is(err, ErrGone) || errors.Is(err, ErrRecycled) {
 			return nil
@@ -59,7 +59,7 @@ type Remains struct {
 // cgroup, whoever carries the mark under that uid, and all their descendants. It returns when they have ended. left is what it
 // did not end, and why: not verified, not permitted, or alive when ctx ended.
 func (k *Kernel) KillRemains(ctx context.Context, r Remains) (killed []ID, left []Stray, err error) {
-	done := map[ID]struct{}{}
+	done := map[ID]bool{}
 	for fresh, round := true, 0; fresh; round++ {
 		found, err := r.find()
 		if err == nil && round == maxKillRounds {
@@ -70,10 +70,10 @@ func (k *Kernel) KillRemains(ctx context.Context, r Remains) (killed []ID, left 
 		}
 		fresh = false
 		for _, s := range found {
-			if _, ok := done[s.ID]; ok {
+			if done[s.ID] {
 				continue
 			}
-			done[s.ID], fresh = struct{}{}, true
+			done[s.ID], fresh = true, true
 			if s.Reason == "" {
 				err := signalVerified(s.ID, unix.SIGKILL, k.pidfd)
 				if err == nil {
@@ -107,24 +107,24 @@ func (r Remains) find() (list []Stray, err error) {
 		return nil, err
 	}
 	verified := r.Leader.Start != 0 && all[r.Leader.PID].ID == r.Leader
-	found := map[int]struct{}{}
+	found := map[int]bool{}
 	for pid, s := range all {
 		if verified && (pid == r.Leader.PID || s.PGID == r.Leader.PID || s.SID == r.Leader.PID) {
-			found[pid] = struct{}{}
+			found[pid] = true
 		}
 	}
 	for _, s := range carriers(all, r.Mark) {
-		if _, theirs := found[s.PID]; !theirs && s.UID != r.UID && r.UID != 0 {
+		if !found[s.PID] && s.UID != r.UID && r.UID != 0 {
 			list = append(list, Stray{s.ID, fmt.Sprintf("carries the run's mark, but runs as uid %d", s.UID)})
 			continue
 		}
-		found[s.PID] = struct{}{}
+		found[s.PID] = true
 	}
 	if r.Cgroup != "" {
 		b, _ := os.ReadFile(r.Cgroup + "/cgroup.procs") // gone when nobody was in it
 		for _, pid := range parseList(b) {
 			if _, ok := all[pid]; ok { // who was born since is met in the next round
-				found[pid] = struct{}{}
+				found[pid] = true
 			}
 		}
 	}
@@ -132,7 +132,7 @@ func (r Remains) find() (list []Stray, err error) {
 	line, ours := ancestry(all[os.Getpid()]), below(all)
 	for pid := range found {
 		s := all[pid]
-		if _, own := ours[pid]; own || !s.Living() {
+		if ours[pid] || !s.Living() {
 			continue
 		}
 		reason := ""
@@ -156,19 +156,18 @@ func (k *Kernel) FindLeader(mark string, uid int, q Query) (ID, error) {
 	if err != nil {
 		return ID{}, fmt.Errorf("look for the leader of run %s: %w", mark, err)
 	}
-	theirs := map[int]struct{}{}
+	theirs := map[int]bool{}
 	list := carriers(all, mark)
 	for _, s := range list {
-		theirs[s.PID] = struct{}{}
+		theirs[s.PID] = true
 	}
 	var leaders []ID
 	for _, s := range list {
-		_, inner := theirs[s.PPID]
 		argv, err := arguments(s.PID)
-		if err != nil || argv[0] == stageName || !want.executedBy(s.PID) || !want.runs(s.PID, argv) {
+		if executed, _ := want.executedBy(s.PID); err != nil || argv[0] == stageName || !executed || !want.runs(s.PID, argv) {
 			continue
 		}
-		if !inner && s.PGID == s.PID && (s.UID == uid || uid == 0) {
+		if !theirs[s.PPID] && s.PGID == s.PID && (s.UID == uid || uid == 0) {
 			leaders = append(leaders, s.ID)
 		}
 	}
@@ -181,16 +180,17 @@ func (k *Kernel) FindLeader(mark string, uid int, q Query) (ID, error) {
 	return ID{}, fmt.Errorf("look for the leader of run %s: %d processes may be it", mark, len(leaders))
 }
 
-// executedBy reports whether a process executes the program's file, also where that was replaced since.
-func (p program) executedBy(pid int) bool {
+// executedBy reports whether a process executes the program's file, and whether that was replaced since.
+func (p program) executedBy(pid int) (executed, replaced bool) {
 	link, err := os.Readlink(procPath(pid, "exe"))
 	exe, err2 := os.Stat(procPath(pid, "exe"))
-	return err == nil && err2 == nil && (link == p.file+" (deleted)" || os.SameFile(exe, p.exe))
+	replaced = link == p.file+" (deleted)"
+	return err == nil && err2 == nil && (replaced || os.SameFile(exe, p.exe)), replaced
 }
 
 // below lists this process and its descendants.
-func below(all map[int]Stat) map[int]struct{} {
-	ours := map[int]struct{}{os.Getpid(): {}}
+func below(all map[int]Stat) map[int]bool {
+	ours := map[int]bool{os.Getpid(): true}
 	descend(all, ours)
 	return ours
 }
@@ -205,7 +205,7 @@ func carriers(all map[int]Stat, mark string) (list []Stat) {
 	ours := below(all)
 	for pid, s := range all {
 		kernel := s.PPID == 2 && all[2].Comm == "kthreadd"
-		if _, own := ours[pid]; !own && !kernel && pid != 2 && s.Living() {
+		if !ours[pid] && !kernel && pid != 2 && s.Living() {
 			asked = append(asked, s)
 		}
 	}

@@ -31,10 +31,12 @@ type Stat struct {
 	State                byte // as ps shows it: R S D T t Z X I
 	PPID, PGID, SID, TTY int  // TTY: device number of the controlling terminal, 0 for none
 	Threads              int
-	UID                  int  // effective
-	noEnviron            bool // its environment is there, and empty
-	forked               bool // it has not executed a program yet
-	dumps                bool // it writes a core, or has
+	UID                  int           // effective
+	noEnviron            bool          // its environment is there, and empty
+	forked               bool          // it has not executed a program yet
+	dumps                bool          // it writes a core, or has
+	cpu                  time.Duration // that it has used, user and system, in ticks of 1/userHZ
+	resident             int64         // bytes
 }
 
 // Living reports whether anything of the process still runs. (A process whose first thread ended alone shows Z, and lives.)
@@ -93,6 +95,7 @@ func parseStat(b []byte) (s Stat, ok bool) {
 	s.PPID, s.PGID, s.SID, s.TTY = int(field[4]), int(field[5]), int(field[6]), int(field[7])
 	s.Threads, s.Start = int(field[20]), uint64(field[22])
 	s.forked, s.dumps = field[9]&forkNoExec != 0, field[9]&dumpCore != 0
+	s.cpu, s.resident = time.Duration(field[14]+field[15])*(time.Second/userHZ), field[24]*int64(os.Getpagesize())
 	// Where the environment lies; 0 inside exec, in a process that is ending, and where we may not look.
 	s.noEnviron = field[50] != 0 && field[50] == field[51]
 	return s, true
@@ -171,41 +174,29 @@ func allPids() ([]int, error) {
 
 // A scan is one reading of all processes, for everybody who asked before it began: a thousand clients that are stopped at once would
 // read a million files else.
-type scan struct {
-	done chan struct{}
-	all  map[int]Stat
-	err  error
-}
-
 var scans struct {
 	reading sync.Mutex // one at a time
 
-	mu   sync.Mutex // guards next
-	next *scan      // that has not begun; nil: none
+	mu   sync.Mutex                           // guards next
+	next func() (all map[int]Stat, err error) // that has not begun; nil: none
 }
 
 // stats reads the stat of every process, by readStats, after it is called. The map is shared: it is not to be written to.
 func stats() (map[int]Stat, error) {
 	scans.mu.Lock()
-	s := scans.next
-	first := s == nil
-	if first {
-		s = &scan{done: make(chan struct{})}
-		scans.next = s
+	if scans.next == nil {
+		scans.next = sync.OnceValues(func() (map[int]Stat, error) {
+			scans.reading.Lock()
+			defer scans.reading.Unlock()
+			scans.mu.Lock()
+			scans.next = nil // who asks from now on gets another
+			scans.mu.Unlock()
+			return readStats()
+		})
 	}
+	next := scans.next
 	scans.mu.Unlock()
-	if !first {
-		<-s.done
-		return s.all, s.err
-	}
-	scans.reading.Lock()
-	scans.mu.Lock()
-	scans.next = nil
-	scans.mu.Unlock()
-	s.all, s.err = readStats()
-	scans.reading.Unlock()
-	close(s.done)
-	return s.all, s.err
+	return next()
 }
 
 // readStats reads the stat of every process. One that ends meanwhile is left out; one whose parent was gone before it could be
@@ -280,21 +271,12 @@ func Uptime() time.Duration {
 
 // holds reports whether a process has the socket open. What may not be looked into does not hold it.
 func holds(pid int, inode uint64) bool {
-	dir := procPath(pid, "fd")
-	d, err := os.Open(dir)
-	if err != nil {
-		return false
-	}
-	defer d.Close()
-	names, _ := d.Readdirnames(-1)
-	want := "socket:[" + strconv.FormatUint(inode, 10) + "]"
-	var buf [64]byte
-	for _, name := range names {
-		if n, err := unix.Readlinkat(int(d.Fd()), name, buf[:]); err == nil && string(buf[:n]) == want {
-			return true
-		}
-	}
-	return false
+	want := fmt.Sprintf("socket:[%d]", inode)
+	fds, _ := numbers(pid, "fd", -1)
+	return slices.ContainsFunc(fds, func(fd int) bool {
+		file, err := os.Readlink(procPath(pid, "fd/"+strconv.Itoa(fd)))
+		return err == nil && file == want
+	})
 }
 
 // FindSocket looks for a process of uid that has the socket open. It reads the descriptors of every such process: for a
@@ -341,13 +323,6 @@ func signalVerified(id ID, sig syscall.Signal, pidfd bool) error {
 
 // Usage is the processor time that a process has used, and the bytes of its memory that are resident.
 func Usage(pid int) (cpu time.Duration, resident int64, err error) {
-	b, err := readProc(pid, "stat", 1024)
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // from field 3 of proc(5) on
-	if err == nil && len(f) < 22 {
-		err = fmt.Errorf("process %d: unreadable stat %q", pid, b)
-	}
-	if err != nil {
-		return 0, 0, err
-	}
-	return time.Duration(number(f[11])+number(f[12])) * (time.Second / userHZ), number(f[21]) * int64(os.Getpagesize()), nil
+	s, err := ReadStat(pid)
+	return s.cpu, s.resident, err
 }

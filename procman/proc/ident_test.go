@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,8 @@ func TestParseStat(t *testing.T) {
 	}
 	for name, test := range tests {
 		s, ok := parseStat([]byte(test.line))
-		want := Stat{ID: ID{17, 123456789012}, Comm: test.comm, State: 'S', PPID: 2, PGID: 3, SID: 4, TTY: 34816, Threads: 9, noEnviron: name == "no environment"}
+		want := Stat{ID: ID{17, 123456789012}, Comm: test.comm, State: 'S', PPID: 2, PGID: 3, SID: 4, TTY: 34816, Threads: 9, noEnviron: name == "no environment",
+			cpu: 11 * time.Second / userHZ, resident: 2 * int64(os.Getpagesize())}
 		if ok != test.ok || ok && s != want {
 			t.Errorf("%s: %+v, %v", name, s, ok)
 		}

@@ -50,7 +50,7 @@ type Kernel struct {
 	children  map[int]*Child // not reaped
 	adopted   map[ID]*Child  // leaders that are not our children
 	orphans   map[int]*orphan
-	trees     map[*Tree]struct{}
+	trees     map[*Tree]bool
 	forking   int           // forks whose child is not in children yet: nobody unknown is reaped meanwhile
 	again     bool          // there was a collect during a fork: to be repeated
 	undecided bool          // the last collect met an orphan that cannot be placed yet
@@ -81,7 +81,7 @@ func Open(o Options, log *slog.Logger) (*Kernel, error) {
 	k := &Kernel{
 		log: log, pidfd: !o.NoPidfd && probePidfd(), reaper: reaper, kills: openKillLog(), signals: make(chan os.Signal, 1),
 		closed: make(chan struct{}), adopted: map[ID]*Child{},
-		children: map[int]*Child{}, orphans: map[int]*orphan{}, trees: map[*Tree]struct{}{}, changed: make(chan struct{}),
+		children: map[int]*Child{}, orphans: map[int]*orphan{}, trees: map[*Tree]bool{}, changed: make(chan struct{}),
 	}
 	closeOnExec()
 	if k.null, err = os.Open(os.DevNull); err != nil {
@@ -258,8 +258,8 @@ func (k *Kernel) place(pid int, o *orphan) {
 	}
 }
 
-// evidence is what a process carries that tells its tree, whoever its parents are.
-type evidence struct {
+// badge is what a process carries that tells its tree, whoever its parents are.
+type badge struct {
 	Stat
 	cgroup, mark string
 	undecided    bool // its environment is not there at this moment
@@ -271,8 +271,8 @@ func undecided(s Stat, environ []byte, err error) bool {
 	return (err == nil && len(environ) == 0 || errors.Is(err, ErrGone)) && !s.noEnviron
 }
 
-func (k *Kernel) carried(s Stat) evidence {
-	e := evidence{Stat: s}
+func (k *Kernel) carried(s Stat) badge {
+	e := badge{Stat: s}
 	if k.cgroups != nil {
 		e.cgroup = cgroupOf(s.PID)
 	}
@@ -282,12 +282,11 @@ func (k *Kernel) carried(s Stat) evidence {
 	return e
 }
 
-// match finds the tree that the evidence names. Who was started by root may have dropped to any uid; the mark was not to be
+// match finds the tree that the badge names. Who was started by root may have dropped to any uid; the mark was not to be
 // read by others then. mu is held.
-func (k *Kernel) match(e evidence) *Tree {
+func (k *Kernel) match(e badge) *Tree {
 	for t := range k.trees {
-		_, seen := t.seen[e.ID]
-		if seen || t.cgroup.has(e.cgroup) || t.Mark != "" && t.Mark == e.mark && (t.UID == e.UID || t.UID == 0) {
+		if t.seen[e.ID] || t.cgroup.has(e.cgroup) || t.Mark != "" && t.Mark == e.mark && (t.UID == e.UID || t.UID == 0) {
 			return t
 		}
 	}

@@ -49,11 +49,11 @@ const (
 	// The connect that asks whether another zhxd lives waits so long; a full backlog counts as alive.
 	aliveTimeout = time.Second
 	// What sends no event is looked at so often: an undecided process; and, without pidfd, the end of a process that is neither
-	// our child nor a leader, at first. The time between two looks doubles, up to AdoptedPoll.
+	// our child nor a leader, at first. The time between two looks doubles, up to adoptedPoll.
 	recheck = 20 * time.Millisecond
 	// Without pidfd (before Linux 5.3) the end of a leader that is not our child is noticed so late. There is no such look
 	// where there is no such leader.
-	AdoptedPoll = 500 * time.Millisecond
+	adoptedPoll = 500 * time.Millisecond
 	// A kill for want of memory is told by the kernel's log, by the name of the process: an older line is another one's.
 	oomAge = 10 * time.Second
 	// Names of such processes that are remembered: beyond, the older are forgotten.

@@ -3,7 +3,6 @@
 package proc
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -88,8 +87,7 @@ func readThread(pid, tid int) (r reading, err error) {
 	if r.Stat, ok = parseStat(b); !ok {
 		return r, fmt.Errorf("thread %d: unreadable stat %q", tid, b)
 	}
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	r.cpu = time.Duration(number(f[11])+number(f[12])) * (time.Second / userHZ) // fields 14 and 15: utime and stime
+	r.cpu = r.Stat.cpu
 	return r, nil
 }
 

@@ -72,10 +72,8 @@ func (k *Kernel) Strays(q Query) (full, part []Stray, err error) {
 
 // judge looks at one candidate. Not a candidate: another program, or one that a tree of ours owns.
 func (k *Kernel) judge(q Query, want program, s Stat) (reason string, candidate bool) {
-	link, err := os.Readlink(procPath(s.PID, "exe"))
-	exe, err2 := os.Stat(procPath(s.PID, "exe"))
-	replaced := link == want.file+" (deleted)"
-	if err != nil || err2 != nil || !replaced && !os.SameFile(exe, want.exe) {
+	executed, replaced := want.executedBy(s.PID)
+	if !executed {
 		return "", false
 	}
 	argv, err := arguments(s.PID)

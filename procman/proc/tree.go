@@ -34,7 +34,7 @@ type Tree struct {
 	leader   *Child // nil before Start
 	outside  bool   // members may be anybody's children
 	starting bool
-	seen     map[ID]struct{} // the members at the last Members: they stay members when they lose their parents
+	seen     map[ID]bool // the members at the last Members: they stay members when they lose their parents
 }
 
 // NewTree makes the tree of a run, before its start: from now on a process that carries the mark (ZHX_RUN in its initial
@@ -49,7 +49,7 @@ func (k *Kernel) NewTree(name string, run uint64, mark string, uid int) *Tree {
 			k.log.Warn("no cgroup for client", "client", name, "err", err, "next", "its tree is told by group, session, parents and mark")
 		}
 	}
-	k.trees[t] = struct{}{}
+	k.trees[t] = true
 	return t
 }
 
@@ -57,7 +57,7 @@ func (k *Kernel) NewTree(name string, run uint64, mark string, uid int) *Tree {
 func (t *Tree) Close() {
 	t.k.mu.Lock()
 	defer t.k.mu.Unlock()
-	if _, open := t.k.trees[t]; !open {
+	if !t.k.trees[t] {
 		return
 	}
 	delete(t.k.trees, t)
@@ -217,11 +217,11 @@ func (t *Tree) Members() ([]ID, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list members of %q: %w", t.Name, err)
 	}
-	found, outside := map[int]struct{}{}, t.isOutside()
+	found, outside := map[int]bool{}, t.isOutside()
 	if outside {
 		for _, s := range carriers(all, t.Mark) {
 			if s.UID == t.UID || t.UID == 0 {
-				found[s.PID] = struct{}{}
+				found[s.PID] = true
 			}
 		}
 	}
@@ -231,18 +231,17 @@ func (t *Tree) Members() ([]ID, error) {
 	k.collect()
 	if t.cgroup != nil {
 		for _, pid := range t.cgroup.members() {
-			found[pid] = struct{}{}
+			found[pid] = true
 		}
 	}
 	for pid, o := range k.orphans {
 		if o.tree == t {
-			found[pid] = struct{}{}
+			found[pid] = true
 		}
 	}
 	for pid, s := range all {
-		_, seen := t.seen[s.ID]
-		if seen || t.mine(all, s) {
-			found[pid] = struct{}{}
+		if t.seen[s.ID] || t.mine(all, s) {
+			found[pid] = true
 		}
 	}
 	descend(all, found)
@@ -262,9 +261,9 @@ func (t *Tree) Members() ([]ID, error) {
 			members = append(members, s.ID)
 		}
 	}
-	t.seen = make(map[ID]struct{}, len(members))
+	t.seen = make(map[ID]bool, len(members))
 	for i, id := range members {
-		t.seen[id] = struct{}{}
+		t.seen[id] = true
 		if t.leader != nil && id == t.leader.ID {
 			copy(members[1:], members[:i])
 			members[0] = id
@@ -286,14 +285,12 @@ func (t *Tree) mine(all map[int]Stat, s Stat) bool {
 }
 
 // descend adds to found whoever has a parent in it.
-func descend(all map[int]Stat, found map[int]struct{}) {
+func descend(all map[int]Stat, found map[int]bool) {
 	for more := true; more; {
 		more = false
 		for pid, s := range all {
-			_, child := found[s.PPID]
-			if _, known := found[pid]; child && !known && pid != os.Getpid() {
-				found[pid] = struct{}{}
-				more = true
+			if found[s.PPID] && !found[pid] && pid != os.Getpid() {
+				found[pid], more = true, true
 			}
 		}
 	}
@@ -331,7 +328,7 @@ func (t *Tree) Kill() error {
 	if t.Empty() {
 		return nil
 	}
-	done := map[ID]struct{}{}
+	done := map[ID]bool{}
 	var errs []error
 	for round := range maxKillRounds {
 		members, err := t.Members() // first: a member that only its parents tell is lost when these die
@@ -341,8 +338,8 @@ func (t *Tree) Kill() error {
 		}
 		fresh := false
 		for _, id := range members {
-			if _, ok := done[id]; !ok {
-				done[id], fresh = struct{}{}, true
+			if !done[id] {
+				done[id], fresh = true, true
 				errs = append(errs, t.k.signal(id, unix.SIGKILL))
 			}
 		}

@@ -251,19 +251,19 @@ func TestForeign(t *testing.T) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	tests := map[string]struct {
-		evidence
+		badge
 		want *Tree
 	}{
-		"mark, uid":          {evidence{Stat: Stat{UID: os.Getuid()}, mark: p.tree.Mark}, p.tree},
-		"mark, another uid":  {evidence{Stat: Stat{UID: os.Getuid() + 5}, mark: other.Mark}, nil},
-		"unknown mark":       {evidence{Stat: Stat{UID: os.Getuid()}, mark: "no such"}, nil},
-		"no mark":            {evidence{}, nil},
-		"group, uid":         {evidence{Stat: Stat{UID: os.Getuid(), PGID: p.PID}}, p.tree},
-		"group, another uid": {evidence{Stat: Stat{UID: os.Getuid() + 5, PGID: p.PID}}, nil},
-		"session":            {evidence{Stat: Stat{UID: os.Getuid(), SID: p.PID}}, p.tree},
+		"mark, uid":          {badge{Stat: Stat{UID: os.Getuid()}, mark: p.tree.Mark}, p.tree},
+		"mark, another uid":  {badge{Stat: Stat{UID: os.Getuid() + 5}, mark: other.Mark}, nil},
+		"unknown mark":       {badge{Stat: Stat{UID: os.Getuid()}, mark: "no such"}, nil},
+		"no mark":            {badge{}, nil},
+		"group, uid":         {badge{Stat: Stat{UID: os.Getuid(), PGID: p.PID}}, p.tree},
+		"group, another uid": {badge{Stat: Stat{UID: os.Getuid() + 5, PGID: p.PID}}, nil},
+		"session":            {badge{Stat: Stat{UID: os.Getuid(), SID: p.PID}}, p.tree},
 	}
 	for name, test := range tests {
-		if got := k.match(test.evidence); got != test.want {
+		if got := k.match(test.badge); got != test.want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
