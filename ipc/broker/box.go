@@ -51,23 +51,19 @@ type box struct {
 	timer   *time.Timer
 }
 
-// put takes a mail in behind the others, or in front if it has been in a box before; code: it is refused for that. names.mu is
-// held, for reading at least. Whoever calls it kicks the receiver.
+// put takes a mail in behind the others; code: it is refused for that. names.mu is held, for reading at least. Whoever calls it
+// kicks the receiver.
 func (x *box) put(m *mail, hold Hold) (code uint8) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if !x.room(m, hold) {
 		return wire.ErrFull
 	}
-	at := len(x.waiting)
-	if m.box != nil { // it has waited, and comes back
-		at = 0
-	}
 	m.box = x
 	if x.to == nil {
 		x.holds(m, hold)
 	}
-	x.take(m, at)
+	x.take(m, len(x.waiting))
 	if x.to != nil {
 		x.advance()
 	} else {
@@ -202,7 +198,7 @@ func (x *box) recall(c *claim, next bool) {
 		return
 	}
 	x.to = nil
-	back := c.peer.out.queue.recall(x)
+	back := c.peer.out.queue.recall(func(m *mail) bool { return m.box == x })
 	if f := x.flight; f != nil && !slices.Contains(back, f) { // its writing was begun
 		again := *f // it may be being written
 		again.frame = slices.Clone(f.frame)
@@ -239,16 +235,23 @@ func (x *box) changed(s Standing) {
 	x.wake()
 }
 
-// cancel takes a request away that waits; false: it does not wait here.
+// cancel takes a request away of which nothing is written; false: it does not wait here.
 func (x *box) cancel(session, id uint64) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	i := slices.IndexFunc(x.waiting, func(m *mail) bool { return m.session == session && m.id == id })
-	if i < 0 || x.waiting[i].kind != wire.TypeRequest {
-		return false
+	match := func(m *mail) bool {
+		return m.box == x && m.session == session && m.id == id && m.kind == wire.TypeRequest
 	}
-	x.refuse(x.give(i), wire.ErrExpired, 0)
-	return true
+	var back []*mail
+	if i := slices.IndexFunc(x.waiting, match); i >= 0 {
+		back = append(back, x.give(i))
+	} else if x.to != nil { // it may wait for room
+		back = x.to.peer.out.queue.recall(match)
+	}
+	for _, m := range back {
+		x.refuse(m, wire.ErrExpired, 0)
+	}
+	return len(back) > 0
 }
 
 // judge refuses what waits where it waits in vain, now that nobody receives.
@@ -278,25 +281,16 @@ func (x *box) refuse(m *mail, code uint8, back time.Duration) {
 	x.b.failed(m.session, m.id, code, x.name, back)
 }
 
-// torn is called when the receiver p has ended before all of a mail was written; begun: it got a part. No lock is held.
-func (m *mail) torn(p *peer, begun bool) {
-	x, b := m.box, m.box.b
+// torn is called when the receiver p has ended before all of a mail was written, but a part. No lock is held.
+func (m *mail) torn(p *peer) {
 	p.paid(m.session, m.id)
-	switch {
-	case m.handled() && p.two(): // recall has taken it back as another
+	if m.handled() && p.two() { // recall has taken it back as another
 		m.release()
 		return
-	case !begun:
-		b.names.mu.RLock()
-		hold := b.expected(x.name).Hold
-		b.names.mu.RUnlock()
-		if b.post(x.name, m, hold) == 0 {
-			return
-		}
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.refuse(m, wire.ErrGone, 0)
+	m.box.mu.Lock()
+	defer m.box.mu.Unlock()
+	m.box.refuse(m, wire.ErrGone, 0)
 }
 
 // wake sets the timer to the first that expires, or may go on.

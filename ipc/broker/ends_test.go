@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -124,45 +125,109 @@ func TestTurnIsNoHold(t *testing.T) {
 	w.until("what was held is released", func() bool { c := w.Counters(); return c.Held == c.Released && c.Expired == 0 })
 }
 
-// A receiver of protocol 1 that ends with a full socket: what was to be handled is written or comes to the next one, each once.
+// A receiver of protocol 1 leaves with a full socket: what was to be handled is written or comes to the next one, each once and in
+// order, though what was about to be written is still in the hand of who writes there.
 func TestFullSocketEnds(t *testing.T) {
 	const sent = 800
-	w := start(t)
-	w.stands("r", holding)
-	s := w.talk(Unix, "s")
-	first := s.id + 1
-	for i := range sent {
-		s.say(text("r", fmt.Sprint(i), wire.LevelHandled))
+	for _, ends := range []bool{true, false} { // before the next one registers, or by that
+		w := start(t)
+		w.stands("r", holding)
+		s := w.talk(Unix, "s")
+		first := s.id + 1
+		for i := range sent {
+			s.say(text("r", fmt.Sprint(i), wire.LevelHandled))
+		}
+		w.until("they are held", func() bool { return w.Counters().Held == sent })
+		one := w.dial(Unix)
+		one.put(wire.Packet{Cmd: wire.CmdRegister, Target: "null", Source: "r"})
+		w.full("r")
+		out := &w.peerOf("r").out
+		out.mu.Lock() // so it is while a sender waits
+		t.Cleanup(out.mu.Unlock)
+		if ends {
+			one.Close()
+			for other, end := w.dial(Unix), time.Now().Add(patience); w.Connected("r"); other.put(message("nobody", "", "")) {
+				if time.Now().After(end) {
+					t.Fatal("it still has its name")
+				}
+			}
+		}
+		r := w.talk(Unix, "r")
+		f := r.next()
+		written, err := strconv.Atoi(string(f.Body))
+		if err != nil || written == 0 {
+			t.Fatalf("%+v %q", f, f.Body)
+		}
+		r.handled(f)
+		for i := written + 1; i < sent; i++ {
+			r.handled(r.wantMessage(fmt.Sprint(i)))
+		}
+		for i := range sent {
+			level := uint8(wire.LevelWritten)
+			if i >= written {
+				level = wire.LevelHandled
+			}
+			s.wantAck(first+uint64(i), level)
+		}
+		if c := w.Counters(); c.Held != c.Released+c.Expired {
+			t.Errorf("%+v", c)
+		}
 	}
-	w.until("they are held", func() bool { return w.Counters().Held == sent })
-	one := w.dial(Unix)
-	one.put(wire.Packet{Cmd: wire.CmdRegister, Target: "null", Source: "r"})
+}
+
+// full waits until what waits for a receiver has no room in its socket.
+func (w *world) full(name string) {
+	w.t.Helper()
 	w.until("its socket is full", func() bool {
-		if !w.Connected("r") {
+		if !w.Connected(name) {
 			return false
 		}
-		o := &w.peerOf("r").out
+		o := &w.peerOf(name).out
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		return o.parked != nil
 	})
-	one.Close()
-	w.until("it is gone", func() bool { return len(w.Peers()) == 1 }) // wholly: what it was about to be written has come back
-	written := int(w.Counters().Released)
-	r := w.talk(Unix, "r")
-	for i := written; i < sent; i++ {
-		r.handled(r.wantMessage(fmt.Sprint(i)))
+}
+
+// A request that is cancelled while it waits for room in its receiver's socket does not get there.
+func TestCancelledBeforeRoom(t *testing.T) {
+	const sent = 60
+	w := start(t)
+	w.stands("r", holding)
+	s, r := w.talk(Unix, "s"), w.talk(Unix, "")
+	first := s.id + 1
+	for range sent {
+		s.say(wire.Frame{Type: wire.TypeRequest, To: "r", Body: make([]byte, 10<<10)})
 	}
-	for i := range sent {
-		level := uint8(wire.LevelWritten)
-		if i >= written {
-			level = wire.LevelHandled
+	w.until("they are held", func() bool { return w.Counters().Held == sent })
+	registered := r.say(wire.Frame{Type: wire.TypeRegister, From: "r"})
+	w.full("r")
+	q := &w.peerOf("r").out.queue
+	q.mu.Lock()
+	next := q.hand.mail.id
+	q.mu.Unlock()
+	for id := first; id < first+sent; id++ {
+		s.raw(wire.Frame{Type: wire.TypeCancel, Session: s.session, ID: id, To: "r"})
+	}
+	for id := next; id < first+sent; id++ {
+		s.wantError(id, wire.ErrExpired)
+	}
+	s.quiet()
+	r.wantAck(registered, wire.LevelAccepted)
+	for _, kind := range []uint8{wire.TypeRequest, wire.TypeCancel} { // those that were written
+		for id := first; id < next; id++ {
+			if f := r.next(); f.Type != kind || f.ID != id {
+				t.Fatalf("want %d of %d, got %+v", kind, id, f)
+			}
 		}
-		s.wantAck(first+uint64(i), level)
 	}
+	r.quiet()
 	if c := w.Counters(); c.Held != c.Released+c.Expired {
 		t.Errorf("%+v", c)
 	}
+	r.Close()
+	w.until("it is gone", func() bool { return len(w.Peers()) == 1 })
+	s.quiet() // it owed no answer
 }
 
 // A receiver's process has ended, and its reader has not noticed: messages wait for the next one, none is lost.

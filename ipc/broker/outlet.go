@@ -62,6 +62,15 @@ func (o *outlet) init(p *peer) {
 
 // write writes what the socket takes of data without waiting.
 func (o *outlet) write(fd uintptr) {
+	whole := o.item != nil && o.item.mail != nil && len(o.data) == len(o.item.frame)
+	if whole {
+		o.queue.mu.Lock()
+		defer o.queue.mu.Unlock()
+		if o.queue.hand != o.item { // it was recalled
+			o.data, o.item, o.err = nil, nil, nil
+			return
+		}
+	}
 	for o.err = nil; len(o.data) > 0; {
 		n, err := 0, error(nil)
 		if o.fds != nil {
@@ -74,6 +83,9 @@ func (o *outlet) write(fd uintptr) {
 		if err != nil {
 			o.err = err
 			return
+		}
+		if whole {
+			o.queue.hand = nil
 		}
 		o.fds = nil
 		o.data = o.data[n:]
@@ -379,20 +391,23 @@ func (o *outlet) unlock() {
 	}
 }
 
-// close refuses all further messages.
+// close refuses all further messages. The peer receives under no name any more.
 func (o *outlet) close() {
 	o.mu.Lock()
 	o.gone = true
 	o.fetch()
-	torn, begun := o.item, o.item != nil && len(o.rest) < len(o.item.frame)
+	torn := o.item
+	if torn != nil && (torn.mail == nil || len(o.rest) == len(torn.frame)) { // it was recalled
+		torn = nil
+	}
 	o.rest, o.item = nil, nil
 	var t turn
 	if o.stuck.Load() {
 		t = o.unstick()
 	}
 	o.mu.Unlock()
-	if torn != nil && torn.mail != nil {
-		torn.mail.torn(o.p, begun)
+	if torn != nil {
+		torn.mail.torn(o.p)
 	}
 	if t.ended {
 		o.log(slog.LevelInfo, "stuck receiver closed", t, "dropped", t.lost)

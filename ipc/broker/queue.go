@@ -53,6 +53,7 @@ type queue struct {
 	// mu guards:
 	control []byte  // whole frames, at most controlMax
 	items   []*item // in order
+	hand    *item   // a mail that next gave, of which nothing is written: it may be recalled; nil: none
 	bytes   int     // of publications among them
 	over    bool    // the connection is: nothing is queued any more
 }
@@ -99,6 +100,7 @@ func (q *queue) next(p *peer) ([]byte, *item) {
 		return wire.AppendFrame(nil, &wire.Frame{Type: wire.TypeGap, ID: lost, To: it.sub.pattern}), nil
 	case it.mail != nil:
 		it.mail.begin(p)
+		q.hand = it
 	}
 	return it.frame, it
 }
@@ -170,12 +172,17 @@ func (q *queue) add(mails []*item) {
 	q.look()
 }
 
-// recall takes the mails of a box back that were not begun.
-func (q *queue) recall(of *box) (mails []*mail) {
+// recall takes back the mails that match, as far as nothing of them is written.
+func (q *queue) recall(match func(*mail) bool) (mails []*mail) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.hand != nil && match(q.hand.mail) {
+		mails = append(mails, q.hand.mail)
+		q.p.paid(q.hand.mail.session, q.hand.mail.id)
+		q.hand = nil
+	}
 	q.items = slices.DeleteFunc(q.items, func(it *item) bool {
-		mine := it.mail != nil && it.mail.box == of
+		mine := it.mail != nil && match(it.mail)
 		if mine {
 			mails = append(mails, it.mail)
 		}
