@@ -24,6 +24,7 @@ type cgroups struct {
 	path   string // as /proc/PID/cgroup shows it
 	into   bool   // clone can put a child into a cgroup (Linux 5.7)
 	byName map[string]*cgroup
+	told   map[string]bool // that there is none for a client
 }
 
 type cgroup struct {
@@ -41,7 +42,7 @@ func openCgroups(self ID, log *slog.Logger) *cgroups {
 	mine, err2 := os.ReadFile("/proc/self/cgroup")
 	dir, own, err3 := ownCgroup(string(mounts), mine)
 	name := fmt.Sprintf("zhx-%d-%d", self.PID, self.Start)
-	cs := &cgroups{base: filepath.Join(dir, name), path: filepath.Join(own, name), byName: map[string]*cgroup{}}
+	cs := &cgroups{base: filepath.Join(dir, name), path: filepath.Join(own, name), byName: map[string]*cgroup{}, told: map[string]bool{}}
 	if err = errors.Join(err, err2, err3); err == nil {
 		sweep(dir)
 		if err = os.Mkdir(cs.base, 0o755); errors.Is(err, os.ErrExist) {

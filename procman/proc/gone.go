@@ -63,10 +63,7 @@ func (k *Kernel) KillRemains(ctx context.Context, r Remains) (killed []ID, left 
 	for fresh, round := true, 0; fresh; round++ {
 		found, err := r.find()
 		if err == nil && round == maxKillRounds {
-			err = ErrForking
-		}
-		if err != nil {
-			return killed, left, fmt.Errorf("kill what is left of run %s: %w", r.Mark, err)
+			err, found = ErrForking, nil
 		}
 		fresh = false
 		for _, s := range found {
@@ -86,6 +83,9 @@ func (k *Kernel) KillRemains(ctx context.Context, r Remains) (killed []ID, left 
 			}
 			left = append(left, s)
 		}
+		if err != nil {
+			return killed, left, fmt.Errorf("kill what is left of run %s: %w", r.Mark, err)
+		}
 	}
 	for _, id := range killed {
 		if err := k.WaitGone(ctx, id); err != nil {
@@ -100,7 +100,7 @@ func (k *Kernel) KillRemains(ctx context.Context, r Remains) (killed []ID, left 
 }
 
 // find lists the living of the run, with a reason those that are not to be touched. Our own ancestors are not: zhxd may have
-// been started from inside a client.
+// been started from inside a client. With an error it may be not all.
 func (r Remains) find() (list []Stray, err error) {
 	all, err := stats()
 	if err != nil {
@@ -113,7 +113,8 @@ func (r Remains) find() (list []Stray, err error) {
 			found[pid] = true
 		}
 	}
-	for _, s := range carriers(all, r.Mark) {
+	carry, err := carriers(all, r.Mark)
+	for _, s := range carry {
 		if !found[s.PID] && s.UID != r.UID && r.UID != 0 {
 			list = append(list, Stray{s.ID, fmt.Sprintf("carries the run's mark, but runs as uid %d", s.UID)})
 			continue
@@ -141,7 +142,7 @@ func (r Remains) find() (list []Stray, err error) {
 		}
 		list = append(list, Stray{s.ID, reason})
 	}
-	return list, nil
+	return list, err
 }
 
 // FindLeader finds the leader of a run of which only the mark is known: the one process that carries it under that uid, leads
@@ -157,7 +158,10 @@ func (k *Kernel) FindLeader(mark string, uid int, q Query) (ID, error) {
 		return ID{}, fmt.Errorf("look for the leader of run %s: %w", mark, err)
 	}
 	theirs := map[int]bool{}
-	list := carriers(all, mark)
+	list, err := carriers(all, mark)
+	if err != nil {
+		return ID{}, fmt.Errorf("look for the leader of run %s: %w", mark, err)
+	}
 	for _, s := range list {
 		theirs[s.PID] = true
 	}
@@ -196,10 +200,11 @@ func below(all map[int]Stat) map[int]bool {
 }
 
 // carriers finds the living processes whose initial environment has the mark, but for those below us. One that is inside exec
-// has none at that moment: it is asked again, for maxUndecided at most.
-func carriers(all map[int]Stat, mark string) (list []Stat) {
+// has none at that moment: it is asked again, for maxUndecided at most; so is one that cannot be read for want of descriptors or
+// memory, which is an error in the end.
+func carriers(all map[int]Stat, mark string) (list []Stat, err error) {
 	if mark == "" {
-		return nil
+		return nil, nil
 	}
 	var asked []Stat
 	ours := below(all)
@@ -211,18 +216,21 @@ func carriers(all map[int]Stat, mark string) (list []Stat) {
 	}
 	for late := time.Now().Add(maxUndecided); ; <-time.After(recheck) {
 		var again []Stat
+		err = nil
 		for _, s := range asked {
-			b, err := environ(s)
+			b, unread := environ(s)
 			if m, _ := lookup(b, markVariable); m == mark {
 				list = append(list, s)
-			} else if undecided(s, b, err) {
+			} else if Shortage(unread) {
+				again, err = append(again, s), unread
+			} else if undecided(s, b, unread) {
 				if now, err := ReadStat(s.PID); err == nil && now.ID == s.ID && now.Living() {
 					again = append(again, now)
 				}
 			}
 		}
 		if asked = again; len(asked) == 0 || time.Now().After(late) {
-			return list
+			return list, err
 		}
 	}
 }

@@ -227,8 +227,8 @@ func environ(s Stat) ([]byte, error) {
 	if s.State == 'Z' && s.Living() {
 		threads, _ := os.ReadDir(procPath(s.PID, "task"))
 		for _, t := range threads {
-			if b, err := readProc(s.PID, "task/"+t.Name()+"/environ", maxEnviron); err == nil && len(b) > 0 {
-				return b, nil
+			if b, err := readProc(s.PID, "task/"+t.Name()+"/environ", maxEnviron); err == nil && len(b) > 0 || Shortage(err) {
+				return b, err
 			}
 		}
 	}
@@ -269,14 +269,28 @@ func Uptime() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// holds reports whether a process has the socket open. What may not be looked into does not hold it.
-func holds(pid int, inode uint64) bool {
-	want := fmt.Sprintf("socket:[%d]", inode)
+// holds reports whether a process has a file open, which /proc shows as want. What may not be looked into does not hold it.
+func holds(pid int, want string) bool {
 	fds, _ := numbers(pid, "fd", -1)
 	return slices.ContainsFunc(fds, func(fd int) bool {
 		file, err := os.Readlink(procPath(pid, "fd/"+strconv.Itoa(fd)))
 		return err == nil && file == want
 	})
+}
+
+func socketLink(inode uint64) string { return "socket:[" + strconv.FormatUint(inode, 10) + "]" }
+
+// FindTwin looks for a process with our name and user, but this one and its parent, that has a file open which /proc shows as
+// link; 0: there is none.
+func FindTwin(link string) int {
+	list, _ := allPids()
+	self, _ := ReadStat(os.Getpid())
+	for _, pid := range list {
+		if s, err := ReadStat(pid); err == nil && pid != self.PID && pid != self.PPID && s.UID == self.UID && s.Comm == self.Comm && holds(pid, link) {
+			return pid
+		}
+	}
+	return 0
 }
 
 // FindSocket looks for a process of uid that has the socket open. It reads the descriptors of every such process: for a
@@ -285,7 +299,7 @@ func FindSocket(inode uint64, uid int) (ID, bool) {
 	list, _ := allPids()
 	for _, pid := range list {
 		s, err := ReadStat(pid)
-		if err != nil || s.UID != uid || !holds(pid, inode) {
+		if err != nil || s.UID != uid || !holds(pid, socketLink(inode)) {
 			continue
 		}
 		if again, err := ReadStat(pid); err == nil && again.ID == s.ID {

@@ -45,7 +45,10 @@ func (k *Kernel) NewTree(name string, run uint64, mark string, uid int) *Tree {
 	defer k.mu.Unlock()
 	if k.cgroups != nil {
 		var err error
-		if t.cgroup, err = k.cgroups.get(name); err != nil {
+		if t.cgroup, err = k.cgroups.get(name); err == nil {
+			delete(k.cgroups.told, name)
+		} else if !k.cgroups.told[name] {
+			k.cgroups.told[name] = true
 			k.log.Warn("no cgroup for client", "client", name, "err", err, "next", "its tree is told by group, session, parents and mark")
 		}
 	}
@@ -209,8 +212,8 @@ func (k *Kernel) waitChange(ctx context.Context, changed <-chan struct{}, undeci
 	return late, ctx.Err()
 }
 
-// Members lists the living, the leader first. It reads the stat of every process of the system, and its environment if members
-// may be anybody's children.
+// Members lists the living, the leader first; with an error it may be not all. It reads the stat of every process of the system, and
+// its environment if members may be anybody's children.
 func (t *Tree) Members() ([]ID, error) {
 	k := t.k
 	all, err := stats()
@@ -219,7 +222,9 @@ func (t *Tree) Members() ([]ID, error) {
 	}
 	found, outside := map[int]bool{}, t.isOutside()
 	if outside {
-		for _, s := range carriers(all, t.Mark) {
+		var list []Stat
+		list, err = carriers(all, t.Mark)
+		for _, s := range list {
 			if s.UID == t.UID || t.UID == 0 {
 				found[s.PID] = true
 			}
@@ -254,8 +259,8 @@ func (t *Tree) Members() ([]ID, error) {
 	for _, pid := range slices.Sorted(maps.Keys(found)) {
 		s, ok := all[pid]
 		if !ok { // born after the list was read
-			s, err = ReadStat(pid)
-			ok = err == nil
+			now, gone := ReadStat(pid)
+			s, ok = now, gone == nil
 		}
 		if ok && s.Living() && (k.children[pid] == nil || k.children[pid].tree == t) {
 			members = append(members, s.ID)
@@ -268,6 +273,9 @@ func (t *Tree) Members() ([]ID, error) {
 			copy(members[1:], members[:i])
 			members[0] = id
 		}
+	}
+	if err != nil {
+		return members, fmt.Errorf("list members of %q: %w", t.Name, err)
 	}
 	return members, nil
 }
@@ -333,15 +341,15 @@ func (t *Tree) Kill() error {
 	for round := range maxKillRounds {
 		members, err := t.Members() // first: a member that only its parents tell is lost when these die
 		undecided := t.killAtOnce(round >= gentleRounds)
-		if err != nil {
-			return err
-		}
 		fresh := false
 		for _, id := range members {
 			if !done[id] {
 				done[id], fresh = true, true
 				errs = append(errs, t.k.signal(id, unix.SIGKILL))
 			}
+		}
+		if err != nil {
+			return err
 		}
 		if fresh {
 			continue
@@ -403,7 +411,7 @@ func (t *Tree) HoldsSocket(inode uint64, uid int) bool {
 	l := t.leader
 	t.k.mu.Unlock()
 	holds := func(id ID) bool {
-		if !holds(id.PID, inode) {
+		if !holds(id.PID, socketLink(inode)) {
 			return false
 		}
 		s, err := ReadStat(id.PID)

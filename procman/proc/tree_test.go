@@ -2,18 +2,22 @@ package proc
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -548,4 +552,54 @@ func TestNoReaper(t *testing.T) {
 			p.tree.Close()
 		})
 	}
+}
+
+// A process that cannot be looked into for want of descriptors or memory may be anybody's: there is no answer without it.
+func TestCarriersUnread(t *testing.T) {
+	parent, err := ReadStat(os.Getppid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := func(soft uint64) (was [2]uint64) { // not by package syscall, which remembers that for children
+		unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, 0, uintptr(unsafe.Pointer(&was)), 0, 0)
+		unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&[2]uint64{soft, was[1]})), 0, 0, 0)
+		return was
+	}
+	was := limit(0)
+	_, err = carriers(map[int]Stat{parent.PID: parent}, "mark")
+	limit(was[0])
+	if !Shortage(err) {
+		t.Errorf("without descriptors: %v", err)
+	}
+	if list, err := carriers(map[int]Stat{parent.PID: parent}, "mark"); err != nil || len(list) > 0 {
+		t.Errorf("with them: %v, %v", list, err)
+	}
+}
+
+// That a client has no cgroup is said once, however often its start is tried, and again after it had one.
+func TestNoCgroupOnce(t *testing.T) {
+	k := open(t, Options{NoCgroup: true})
+	var log bytes.Buffer
+	k.log = slog.New(slog.NewTextHandler(&log, nil))
+	dir := filepath.Join(t.TempDir(), "base")
+	k.cgroups = &cgroups{base: filepath.Join(dir, "zhx"), byName: map[string]*cgroup{}, told: map[string]bool{}}
+	try := func(name string, want int) {
+		t.Helper()
+		k.NewTree(name, 1, "mark", 0).Close()
+		if got := strings.Count(log.String(), "no cgroup for client"); got != want {
+			t.Errorf("%s: %d lines, want %d", name, got, want)
+		}
+	}
+	try("a", 1)
+	try("a", 1)
+	try("b", 2)
+	client := filepath.Join(k.cgroups.base, "a")
+	if err := errors.Join(os.MkdirAll(client, 0o755), os.WriteFile(filepath.Join(client, "cgroup.procs"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	try("a", 2)
+	k.cgroups.leave(k.cgroups.byName["a"])
+	delete(k.cgroups.byName, "a")
+	os.RemoveAll(dir)
+	try("a", 3)
 }
