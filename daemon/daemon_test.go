@@ -16,12 +16,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"zhx/daemon/config"
 	"zhx/daemon/control"
 	"zhx/ipc"
 	"zhx/ipc/wire"
 	"zhx/procman/proc"
+	"zhx/watchdog"
 )
 
 // A run's own timeout, WATCHDOG_USEC, holds through edits of anything else.
@@ -486,5 +488,40 @@ func TestForeignOfOthers(t *testing.T) {
 	}
 	if err := killForeign(&foreign{uid: st.UID, id: st.ID}, 0); err != nil {
 		t.Error(err)
+	}
+}
+
+// Of lapses that are only observed, too, a user's programs fill the log no faster than foreignLines.
+func TestObservedForeign(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can start a program as another user")
+	}
+	other := exec.Command("/bin/sleep", "1000")
+	other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { other.Process.Kill(); other.Wait() }()
+	st, err := proc.ReadStat(other.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for uid, want := range map[int]int{st.UID: foreignLines, 0: 3 * foreignLines} {
+		var log buffer
+		d := &Daemon{foreign: map[string]*foreign{}, foreignLog: rate.NewLimiter(0, foreignLines), watch: watchdog.New(watchdog.Options{}),
+			log: slog.New(slog.NewTextHandler(&log, nil))}
+		d.loaded.Store(&config.Config{Watchdog: config.Watchdog{Mode: "observe"}})
+		f := &foreign{uid: uid, id: st.ID, run: watchdog.ID{Name: "f", Run: 1}}
+		f.dog = d.watch.Dog(f.run, watchdog.Rules{Timeout: time.Minute})
+		d.foreign["f"] = f
+		f.dog.Arm()
+		for range 3 * foreignLines {
+			f.dog.Feed()
+			d.lapsedForeign(watchdog.Lapse{ID: f.run})
+		}
+		f.dog.Retire()
+		if got := strings.Count(log.String(), "lapse of a foreign client"); got != want {
+			t.Errorf("uid %d: %d lines, want %d", uid, got, want)
+		}
 	}
 }

@@ -156,7 +156,7 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 		if f := d.foreignRun(l.ID); f != nil && killForeign(f, sig) == nil {
 			if n := f.dog.Status().Feeds + 1; n != f.told {
 				f.told = n
-				d.log.Warn("lapse of a foreign client", "client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "next", `nothing: mode = "observe"`)
+				d.loud(f.uid).Warn("lapse of a foreign client", "client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "next", `nothing: mode = "observe"`)
 			}
 			f.dog.Arm()
 			return
@@ -166,11 +166,7 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 	if f == nil {
 		return // armed anew meanwhile
 	}
-	log := slog.New(slog.DiscardHandler)
-	if trusted(f.uid) || d.foreignLog.Allow() {
-		log = d.log
-	}
-	log = log.With("client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "timeout", l.Timeout)
+	log := d.loud(f.uid).With("client", l.Name, "pid", f.id.PID, "silence", round(l.Silence), "timeout", l.Timeout)
 	if f.id == (proc.ID{}) {
 		log.Warn("lapse of a foreign client", "next", "not killed: "+f.missing+"; its dog is removed")
 		return
@@ -183,6 +179,14 @@ func (d *Daemon) lapsedForeign(l watchdog.Lapse) {
 	default:
 		log.Warn("lapse of a foreign client", "next", fmt.Sprintf("not killed: %v; its dog is removed", err))
 	}
+}
+
+// loud is where lapses of a user's programs are told, up to foreignLines.
+func (d *Daemon) loud(uid int) *slog.Logger {
+	if trusted(uid) || d.foreignLog.Allow() {
+		return d.log
+	}
+	return slog.New(slog.DiscardHandler)
 }
 
 // killForeign signals only what is proved to be the process that armed, and never zhxd or init, nor one that has become another

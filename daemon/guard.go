@@ -119,8 +119,7 @@ func (d *Daemon) restore(sockets []*guarded) error {
 		if err == nil {
 			d.dir.lock.Close()
 			d.dir.lock = again.lock
-			d.log.Error("run directory was removed", "path", d.dir.path,
-				"next", "it is made again; what running clients say by sd_notify is not heard until they are restarted")
+			d.log.Error("run directory was removed", "path", d.dir.path, "next", "it is made again")
 			_, err = d.dir.makeCookie(d.config().Daemon.SocketGroup)
 		}
 		errs = append(errs, err)

@@ -23,8 +23,6 @@ import (
 
 	sdaemon "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
-
-	"zhx/daemon/config"
 )
 
 const (
@@ -47,6 +45,7 @@ const (
 // keeper is one zhxd --keeper. Everything but ready is owned by the goroutine of keep.
 type keeper struct {
 	argv    []string
+	runDir  string        // that it is the only keeper of
 	notify  string        // the path of its socket, in a folder that is only its user's
 	logFile string        // what stderr becomes when the first zhxd has died; "": it stays
 	silence time.Duration // of zhxd; longer is hung
@@ -55,13 +54,20 @@ type keeper struct {
 	heard   chan struct{} // zhxd has notified
 	ready   atomic.Bool   // a zhxd has been READY
 	ending  bool          // nothing is started any more
+	lock    *os.File      // nil: not taken yet
+	socket  *net.UnixConn // at notify; nil: none yet
 }
 
 // RunKeeper keeps a zhxd with the same options, and returns the exit code of the one that ended by itself.
 func RunKeeper(ctx context.Context, o Options) int {
-	conf, err := becomeKeeper(o)
+	var k keeper
+	conf, err := load(o)
 	exe, exeErr := os.Executable()
-	if err = errors.Join(err, exeErr); err != nil {
+	if err = errors.Join(err, exeErr); err == nil {
+		k.runDir = conf.Daemon.RunDir
+		err = k.becomeKeeper()
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "zhxd: keeper:", err)
 		if errors.Is(err, ErrConfig) {
 			return 2
@@ -77,7 +83,7 @@ func RunKeeper(ctx context.Context, o Options) int {
 	}
 	out := newLog(os.Stderr)
 	defer out.Close()
-	k := keeper{argv: argv, notify: filepath.Join(conf.Daemon.RunDir, "state", "keeper"), logFile: o.LogFile, silence: keeperSilence, log: out.Logger()}
+	k.argv, k.notify, k.logFile, k.silence, k.log = argv, filepath.Join(k.runDir, "state", "keeper"), o.LogFile, keeperSilence, out.Logger()
 	if conf.Watchdog.Device != "" {
 		k.silence = keeperSilenceDevice
 	}
@@ -88,34 +94,59 @@ func RunKeeper(ctx context.Context, o Options) int {
 	return k.keep(ctx)
 }
 
-// becomeKeeper makes this process the only keeper of its configuration's run directory: two would start zhxd in turn, also after a
-// shutdown. It locks zhxd's lock file, by fcntl(2), which does not see zhxd's flock(2) and names the keeper to zhxctl.
-func becomeKeeper(o Options) (*config.Config, error) {
-	conf, err := load(o)
-	if err != nil {
-		return nil, err
+// becomeKeeper makes this process the only keeper of its run directory, also of one that was made again: two would start zhxd in turn,
+// also after a shutdown. It locks zhxd's lock file, by fcntl(2), which does not see zhxd's flock(2) and names the keeper to zhxctl.
+func (k *keeper) becomeKeeper() error {
+	state := filepath.Join(k.runDir, "state")
+	path := filepath.Join(state, "lock")
+	if k.lock != nil { // not to be opened a second time: to close it would give the lock up
+		ours, err := k.lock.Stat()
+		if now, err2 := os.Lstat(path); err == nil && err2 == nil && os.SameFile(ours, now) {
+			return nil
+		}
 	}
-	state := filepath.Join(conf.Daemon.RunDir, "state")
-	err = os.MkdirAll(conf.Daemon.RunDir, dirMode)
+	err := os.MkdirAll(k.runDir, dirMode)
 	if err == nil {
 		err = os.MkdirAll(state, stateMode) // zhxd gives both their exact modes
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make run_dir: %w", err)
+		return fmt.Errorf("make run_dir: %w", err)
 	}
-	fd, err := unix.Open(filepath.Join(state, "lock"), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	lock, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open the lock in %s: %w", state, err)
+		return fmt.Errorf("open lock: %w", err)
 	}
 	locked := make(chan error, 1)
-	go func() { locked <- unix.FcntlFlock(uintptr(fd), unix.F_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK}) }()
+	go func() { locked <- unix.FcntlFlock(lock.Fd(), unix.F_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK}) }()
 	select {
 	case err := <-locked:
-		return conf, err
+		k.lock.Close() // of nil: an error, no harm
+		k.lock = lock
+		return err
 	case <-time.After(keeperHandover):
 		holder := unix.Flock_t{Type: unix.F_WRLCK}
-		_ = unix.FcntlFlock(uintptr(fd), unix.F_GETLK, &holder)
-		return nil, fmt.Errorf("the keeper with pid %d has %s, and starts zhxd itself; zhxctl shutdown ends it", holder.Pid, conf.Daemon.RunDir)
+		_ = unix.FcntlFlock(lock.Fd(), unix.F_GETLK, &holder)
+		return fmt.Errorf("the keeper with pid %d has %s, and starts zhxd itself; zhxctl shutdown ends it", holder.Pid, k.runDir)
+	}
+}
+
+// take is becomeKeeper, and makes the socket that zhxd notifies by, also where it was removed.
+func (k *keeper) take() error {
+	err := k.becomeKeeper()
+	if _, gone := os.Lstat(k.notify); err != nil || k.socket != nil && gone == nil {
+		return err
+	}
+	k.close()
+	if k.socket, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: k.notify, Net: "unixgram"}); err == nil {
+		go k.hear(k.socket)
+	}
+	return err
+}
+
+func (k *keeper) close() {
+	_ = os.Remove(k.notify) // or a dead keeper's
+	if k.socket != nil {
+		k.socket.Close()
 	}
 }
 
@@ -127,16 +158,13 @@ func (k *keeper) keep(ctx context.Context) int {
 	signal.Notify(k.signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(k.signals)
 	defer context.AfterFunc(ctx, func() { k.signals <- unix.SIGTERM })()
-	_ = os.Remove(k.notify) // a dead keeper's
-	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: k.notify, Net: "unixgram"})
-	if err != nil {
-		k.log.Error("keeper failed", "err", err, "next", "start zhxd without it")
-		return 1
-	}
-	defer os.Remove(k.notify)
-	defer socket.Close()
-	go k.hear(socket)
+	defer k.close()
+	err := k.take()
 	for delay := time.Duration(-1); ; {
+		if err != nil {
+			k.log.Error("keeper failed", "err", err, "next", "start zhxd without it")
+			return 1
+		}
 		began := time.Now()
 		code, how := k.once()
 		lived := time.Since(began)
@@ -149,6 +177,7 @@ func (k *keeper) keep(ctx context.Context) int {
 		k.toLog()
 		delay = keeperDelay(delay, lived)
 		k.log.Error("zhxd died", "how", how, "lived", lived.Round(time.Millisecond), "next", "the keeper starts it again in "+delay.String())
+		err = k.take() // zhxctl shutdown finds who is to be told
 		if !k.pause(delay) {
 			return 0
 		}

@@ -81,6 +81,8 @@ type stage struct {
 	ln   *net.UnixListener
 	code chan int
 	stop context.CancelFunc
+
+	notify string // the keeper's
 }
 
 func keepStandIns(t *testing.T) *stage {
@@ -92,11 +94,11 @@ func keepStandIns(t *testing.T) *stage {
 	t.Setenv(keptEnv, path)
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // a program with the race detector lingers for a second
 	ctx, stop := context.WithCancel(t.Context())
-	s := &stage{t: t, ln: ln, code: make(chan int, 1), stop: stop}
 	k := keeper{
-		argv: []string{os.Args[0], "-test.run=^TestKept$"}, notify: filepath.Join(t.TempDir(), "n"),
+		argv: []string{os.Args[0], "-test.run=^TestKept$"}, runDir: t.TempDir(), notify: filepath.Join(t.TempDir(), "n"),
 		log: slog.New(slog.NewTextHandler(t.Output(), nil)), silence: keptSilence,
 	}
+	s := &stage{t: t, ln: ln, code: make(chan int, 1), stop: stop, notify: k.notify}
 	go func() {
 		s.code <- k.keep(ctx)
 		ln.Close()
@@ -173,12 +175,20 @@ func TestKeepRestarts(t *testing.T) {
 	}
 
 	fmt.Fprintln(second, "ready")
-	buf := make([]byte, 100)
-	if n, err := notify.Read(buf); err != nil || string(buf[:n]) != "STATUS=well\nREADY=1" {
-		t.Errorf("passed on %q, %v", buf[:n], err)
+	passed := func() {
+		t.Helper()
+		buf := make([]byte, 100)
+		notify.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, err := notify.Read(buf); err != nil || string(buf[:n]) != "STATUS=well\nREADY=1" {
+			t.Errorf("passed on %q, %v", buf[:n], err)
+		}
 	}
+	passed()
+	os.Remove(s.notify) // with the run directory
 	fmt.Fprintln(second, "exit 1")
 	third := s.next()
+	fmt.Fprintln(third, "ready")
+	passed()
 	fmt.Fprintln(third, "exit 2") // no longer anybody's answer: the file may be mended while zhxd is away
 	fmt.Fprintln(s.next(), "exit 0")
 	s.ends(0)
@@ -225,7 +235,7 @@ func TestKeeping(t *testing.T) {
 	os.Setenv(keptConfigEnv, path)
 	out := newLog(os.Stderr)
 	k := keeper{
-		argv: []string{os.Args[0], "-test.run=^TestKeptReal$"}, notify: filepath.Join(filepath.Dir(path), "n"),
+		argv: []string{os.Args[0], "-test.run=^TestKeptReal$"}, runDir: filepath.Join(filepath.Dir(path), "run"), notify: filepath.Join(filepath.Dir(path), "n"),
 		log: out.Logger(), silence: keptSilence,
 	}
 	code := k.keep(context.Background())
@@ -319,7 +329,7 @@ func TestKeepEndsWithContext(t *testing.T) {
 
 func TestKeepWithoutProgram(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	k := keeper{argv: []string{filepath.Join(t.TempDir(), "zhxd")}, notify: filepath.Join(t.TempDir(), "n"), log: log}
+	k := keeper{argv: []string{filepath.Join(t.TempDir(), "zhxd")}, runDir: t.TempDir(), notify: filepath.Join(t.TempDir(), "n"), log: log}
 	if got := k.keep(t.Context()); got != 1 {
 		t.Errorf("keep returned %d, want 1", got)
 	}
@@ -344,35 +354,35 @@ func TestKeeperDelay(t *testing.T) {
 	}
 }
 
-// guardEnv holds the configuration for which a stand-in asks for the lock.
+// guardEnv holds the run directory for which a stand-in asks for the lock.
 const guardEnv = "ZHX_TEST_GUARD"
 
 // TestGuarded is no test but the other keeper of TestGuard.
 func TestGuarded(t *testing.T) {
-	if path := os.Getenv(guardEnv); path != "" {
-		_, err := becomeKeeper(Options{Config: path})
-		fmt.Println(err)
+	if dir := os.Getenv(guardEnv); dir != "" {
+		fmt.Println((&keeper{runDir: dir}).becomeKeeper())
 	}
 }
 
 // Two keepers would start zhxd again in turn, also after a shutdown; and zhxd's own lock is not in the keeper's way.
 func TestGuard(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "clients.toml")
-	os.Chmod(dir, 0o755)
-	if err := os.WriteFile(path, fmt.Appendf(nil, "[daemon]\nrun_dir = %q\n", dir+"/run"), 0o644); err != nil {
-		t.Fatal(err)
+	k := &keeper{runDir: filepath.Join(t.TempDir(), "run")}
+	os.Chmod(filepath.Dir(k.runDir), 0o755)
+	for _, purpose := range []string{"at first", "before a further start", "the run directory was removed"} {
+		if err := k.becomeKeeper(); err != nil {
+			t.Fatal(purpose, err)
+		}
+		other := exec.Command(os.Args[0], "-test.run=^TestGuarded$")
+		other.Env = append(os.Environ(), guardEnv+"="+k.runDir, "GORACE=atexit_sleep_ms=0")
+		out, err := other.Output()
+		if want := fmt.Sprintf("the keeper with pid %d has %s", os.Getpid(), k.runDir); err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("%s: got %s %v, want %s", purpose, out, err, want)
+		}
+		if purpose == "before a further start" {
+			os.RemoveAll(k.runDir)
+		}
 	}
-	if conf, err := becomeKeeper(Options{Config: path}); err != nil || conf.Daemon.RunDir != dir+"/run" {
-		t.Fatal(conf, err)
-	}
-	other := exec.Command(os.Args[0], "-test.run=^TestGuarded$")
-	other.Env = append(os.Environ(), guardEnv+"="+path, "GORACE=atexit_sleep_ms=0")
-	out, err := other.Output()
-	if want := fmt.Sprintf("the keeper with pid %d has %s/run", os.Getpid(), dir); err != nil || !strings.Contains(string(out), want) {
-		t.Errorf("got %s %v, want %s", out, err, want)
-	}
-	held, err := holdRundir(dir + "/run")
+	held, err := holdRundir(k.runDir)
 	if err != nil {
 		t.Fatal(err)
 	}

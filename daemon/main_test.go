@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -45,6 +46,17 @@ func TestMain(m *testing.M) {
 			for {
 				unix.Pause()
 			}
+		case "role-twofold": // speaks through a socket that is connected, and by the path
+			connected, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+			for n := 0; err == nil; n++ {
+				_, err = fmt.Fprintf(connected, "STATUS=connected %d", n)
+				sdaemon.SdNotify(false, fmt.Sprintf("STATUS=named %d", n))
+				time.Sleep(20 * time.Millisecond)
+			}
+			os.Exit(1)
+		case "role-babbler":
+			sdaemon.SdNotify(false, "WATCHDOG=what")
+			select {}
 		case "role-spin":
 			sdaemon.SdNotify(false, "WATCHDOG=1")
 			for n := 0; ; n++ {

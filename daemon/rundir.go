@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"zhx/procman/proc"
 )
 
 const (
@@ -46,6 +48,9 @@ func holdRundir(path string) (*rundir, error) {
 		return nil, fmt.Errorf("make run_dir: %w", err)
 	}
 	lock := filepath.Join(r.state, "lock")
+	if pid := bereft(lock); pid > 0 {
+		return nil, fmt.Errorf("%w: pid %d holds %s, which was removed; it is about to make it again", ErrRunning, pid, path)
+	}
 	f, err := os.OpenFile(lock, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
@@ -63,6 +68,15 @@ func holdRundir(path string) (*rundir, error) {
 	}
 	r.lock = f
 	return r, nil
+}
+
+// bereft is a zhxd, or its keeper, whose lock was removed with its directory, and has no successor yet; 0: there is none.
+func bereft(lock string) int {
+	real, err := filepath.EvalSymlinks(filepath.Dir(lock))
+	if fi, err2 := os.Lstat(lock); err != nil || err2 == nil && fi.Size() > 0 {
+		return 0
+	}
+	return proc.FindTwin(filepath.Join(real, "lock") + " (deleted)")
 }
 
 // make makes the directories, of which the modes do not depend on umask. What is there already only gets wider: run_dir

@@ -54,6 +54,7 @@ func (b backend) Status(context.Context) control.Status {
 // counters is everything that was lost or refused, by name, so that nothing is lost in silence.
 func (b backend) counters() map[string]int64 {
 	n := b.bus.Counters()
+	refused, malformed := b.procs.Ignored()
 	return map[string]int64{
 		"connections": n.Accepted, "messages_forwarded": n.Forwarded, "messages_undeliverable": n.Undeliverable,
 		"messages_dropped": n.Dropped, "packets_refused": n.Refused, "peers_malformed": n.Malformed, "peers_truncated": n.Truncated,
@@ -62,6 +63,7 @@ func (b backend) counters() map[string]int64 {
 		"publications_lost": n.Gaps, "replies_unanswered": n.Unanswered, "answers_untold": n.Untold,
 		"bytes_received": n.Sent.Bytes, "bytes_written": n.Written.Bytes, "bytes_waiting": n.Waiting,
 		"descriptors_received": n.Sent.FDs, "descriptors_written": n.Written.FDs, "descriptors_in_transit": n.InTransit,
+		"notifications_refused": refused, "notifications_malformed": malformed,
 		"armings_refused": b.unarmed.Load(), "feeds_ignored": b.unfed.Load(), "late_not_looked_at": b.unlooked.Load(), "log_lines_dropped": b.out.Dropped(), "orphans_unplaced": b.kernel.Unplaced(),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,9 +24,10 @@ import (
 )
 
 type system struct {
-	name string
-	boot string // boot id
-	o    Options
+	name    string
+	boot    string // boot id
+	o       Options
+	ignored *ignored
 
 	stuck sync.Map // what execute executed and could not kill: it lives
 
@@ -96,8 +98,8 @@ func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 		return nil, err
 	}
 	h.unheard(l, err)
-	if l.socket != nil {
-		c.Env = append(c.Env, "NOTIFY_SOCKET="+l.socket.Path())
+	if len(l.sockets) > 0 {
+		c.Env = append(c.Env, "NOTIFY_SOCKET="+l.sockets[0].Path())
 	}
 	c.Env, c.Tree = append(c.Env, "ZHX_RUN="+r.Mark), l.Tree
 	h.o.Events.Began(s.Name, r.Run, l.Tree)
@@ -152,12 +154,17 @@ func (e errOurs) Unwrap() error { return e.error }
 func short(err error) bool { return proc.Shortage(err) || errors.As(err, new(errOurs)) }
 
 // listen opens the run's notify socket.
-func (h *system) listen(l *run, in inlet) (err error) {
-	if l.socket, err = notify.Listen(filepath.Join(h.o.Notify, fmt.Sprintf("%s.%d", h.name, l.Run)), l.UID); err != nil {
+func (h *system) listen(l *run, in inlet) error {
+	socket, err := notify.Listen(filepath.Join(h.o.Notify, fmt.Sprintf("%s.%d", h.name, l.Run)), l.UID)
+	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	l.sockets = append(l.sockets, socket)
+	l.mu.Unlock()
+	l.relisten = func() { h.unheard(l, h.listen(l, in)) }
 	in.serve(func() {
-		err := l.socket.Serve(h.judge(l, in))
+		err := socket.Serve(h.judge(l, in))
 		if err != nil {
 			h.o.Log.Error("notify socket failed", "client", h.name, "run", l.Run, "err", err, "next", "what it says by sd_notify is not heard")
 		}
@@ -173,29 +180,37 @@ func (h *system) unheard(l *run, err error) {
 }
 
 // judge lets those be heard who may speak for the run.
-func (h *system) judge(l *run, in inlet) func(notify.Message) error {
+func (h *system) judge(l *run, in inlet) func(notify.Message) {
 	told, refused := false, false
-	refuse := func(err error) error {
+	refuse := func(err error) {
+		h.ignored.refused.Add(1)
 		if !refused {
 			refused = true
 			h.o.Log.Warn("notification refused", "client", h.name, "run", l.Run, "err", err, "next", "ignored; further ones are not told")
 		}
-		return err
 	}
-	return func(n notify.Message) error {
+	return func(n notify.Message) {
 		// A sender is commonly dead before it is read. Who lives must be of the run; who does not, of its user.
+		if n.UID < 0 {
+			refuse(errors.New("its sender is not known here, as one of another pid namespace"))
+			return
+		}
 		if n.UID != l.UID && n.UID != 0 {
-			return refuse(fmt.Errorf("uid %d is not the client's; a program that changes its user itself is to be given it by user =", n.UID))
+			refuse(fmt.Errorf("uid %d is not the client's; a program that changes its user itself is to be given it by user =", n.UID))
+			return
 		}
 		if st, err := proc.ReadStat(n.PID); err == nil && st.Living() && h.o.Kernel.TreeOf(st.ID) != l.Tree {
-			return refuse(fmt.Errorf("process %d is not in the tree of the run", n.PID))
+			refuse(fmt.Errorf("process %d is not in the tree of the run", n.PID))
+			return
+		}
+		if n.Malformed != nil {
+			h.ignored.malformed.Add(1)
 		}
 		if n.Malformed != nil && !told {
 			told = true
 			h.o.Log.Warn("malformed notification", "client", h.name, "run", l.Run, "err", n.Malformed, "next", "ignored; further ones are not told")
 		}
 		in.said(l.Run, n)
-		return nil
 	}
 }
 
@@ -220,12 +235,15 @@ func (l *run) output(s *Spec, c *prepared) (childEnd *os.File, err error) {
 type run struct {
 	*proc.Child
 	*proc.Tree
-	log     *slog.Logger
-	out     *os.File       // our end of the FIFO, or the pseudo-terminal's master
-	fifo    string         // not there with a pseudo-terminal
-	socket  *notify.Socket // nil: none
-	pump    func()         // takes in what it prints, to the end
-	drained chan struct{}
+	log      *slog.Logger
+	out      *os.File // our end of the FIFO, or the pseudo-terminal's master
+	fifo     string   // not there with a pseudo-terminal
+	relisten func()   // at its notify socket, once there was one
+	pump     func()   // takes in what it prints, to the end
+	drained  chan struct{}
+
+	mu      sync.Mutex       // for others than the program
+	sockets []*notify.Socket // at one path, the oldest first; none: it is not heard
 }
 
 func (l *run) listen()       { go l.pump() }
@@ -245,15 +263,38 @@ func (l *run) lead(pid int) error {
 	return err
 }
 
-func (l *run) unheard() bool { return l.socket != nil && l.socket.Waiting() }
+func (l *run) unheard() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.sockets, (*notify.Socket).Waiting)
+}
+
+// hear makes the notify socket again where its path was removed. Who has connected to the earlier one is heard by that.
+func (l *run) hear() {
+	if len(l.sockets) == 0 {
+		return
+	}
+	if _, err := os.Lstat(l.sockets[0].Path()); !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if len(l.sockets) == socketsMax {
+		l.sockets[0].Close()
+		l.mu.Lock()
+		l.sockets = slices.Delete(l.sockets, 0, 1)
+		l.mu.Unlock()
+	}
+	l.relisten()
+}
+
+func (l *run) deafen() {
+	for _, s := range l.sockets {
+		s.Close()
+	}
+}
 
 // leave lets the run go on without us. What it prints is taken in until this process ends, then it stays in the FIFO for the
 // next zhxd.
-func (l *run) leave() {
-	if l.socket != nil {
-		l.socket.Close() // the next zhxd makes it anew, at the same path
-	}
-}
+func (l *run) leave() { l.deafen() } // the next zhxd makes its socket anew, at the same path
 
 func (l *run) look() kind {
 	tracer, err := proc.Tracer(l.PID)
@@ -306,9 +347,7 @@ func (l *run) forget() {
 	}
 	l.out.Close()
 	logs.RemoveFIFO(l.fifo)
-	if l.socket != nil {
-		l.socket.Close()
-	}
+	l.deafen()
 }
 
 // endStray stops one process for good: it returns when it is gone.

@@ -62,8 +62,10 @@ const (
 	coreMax  = time.Minute            // SIGKILL waits so long for a core; then the core is cut off
 	coreEnd  = time.Second            // and so long, when the core is written, for what the kernel does next: to end the process
 
-	deathsMax    = 16                    // ends of runs that are kept of a client; the oldest goes
-	lastLines    = 8                     // lines of output that are kept with each
+	deathsMax  = 16 // ends of runs that are kept of a client; the oldest goes
+	lastLines  = 8  // lines of output that are kept with each
+	socketsMax = 4  // notify sockets of a run, if the directory is removed again and again; the oldest is closed
+
 	lastWordWait = 50 * time.Millisecond // for the datagrams of a leader that has ended: one may name its successor
 
 	// The board's restarts that nobody asked for: so many at once, then so many a second; further ones wait. A client that is
@@ -135,7 +137,8 @@ type Set struct {
 	applying sync.Mutex // one Apply or Shutdown at a time; held while programs are told
 	applied  int64      // applying guards it: number of the last Apply
 
-	asked atomic.Int64 // requests by hand so far
+	asked   atomic.Int64 // requests by hand so far
+	ignored ignored
 
 	mu     sync.Mutex // guards the rest; under it only that of a readiness is taken
 	specs  []Spec
@@ -147,8 +150,18 @@ type Set struct {
 
 // New makes an empty Set. Leftovers, then Apply fill it.
 func New(o Options) *Set {
-	boot := proc.BootID()
-	return newSet(o, func(name string) host { return &system{name: name, boot: boot, o: o} })
+	boot, s := proc.BootID(), newSet(o, nil)
+	s.newHost = func(name string) host { return &system{name: name, boot: boot, o: o, ignored: &s.ignored} }
+	return s
+}
+
+// ignored counts what all runs have said by sd_notify.
+type ignored struct{ refused, malformed atomic.Int64 }
+
+// Ignored counts what came to the runs' notify sockets and was not carried out: from who may not speak for the run, and wholly or
+// in part what says nothing.
+func (s *Set) Ignored() (refused, malformed int64) {
+	return s.ignored.refused.Load(), s.ignored.malformed.Load()
 }
 
 func newSet(o Options, newHost func(string) host) *Set {

@@ -50,7 +50,8 @@ type life interface {
 	Empty() bool // nothing but the leader's zombie
 	WaitEmpty(ctx context.Context) error
 	lead(pid int) error            // another process of the tree is the leader now
-	unheard() bool                 // it has said something by sd_notify(3) that is not handled
+	unheard() bool                 // it has said something by sd_notify(3) that is not handled; any goroutine
+	hear()                         // what it says so, where the socket's path was removed
 	leave()                        // zhxd ends, the run goes on
 	look() kind                    // evFrozen, evThawed or evStuck, now
 	poke(sig syscall.Signal) error // to the leader alone

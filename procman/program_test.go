@@ -238,6 +238,7 @@ func (l *fakeLife) listen()                  {}
 func (l *fakeLife) pid() int                 { return 1000 + int(l.run) }
 func (l *fakeLife) start() uint64            { return 1 }
 func (l *fakeLife) unheard() bool            { return false }
+func (l *fakeLife) hear()                    {}
 func (l *fakeLife) leave()                   {}
 func (l *fakeLife) Exited() <-chan proc.Exit { return l.exit }
 func (l *fakeLife) Frozen() <-chan bool      { return l.ice }

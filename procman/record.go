@@ -130,7 +130,7 @@ func (h *system) save(r record) error {
 	return nil
 }
 
-// Save writes all records anew: their directory was removed.
+// Save makes all records and notify sockets again: their directories were removed. It waits for each client's loop.
 func (s *Set) Save() {
 	for _, st := range s.Status() {
 		s.note(st.Name, saveMsg{})
@@ -139,7 +139,12 @@ func (s *Set) Save() {
 
 type saveMsg struct{}
 
-func (saveMsg) on(p *program) { p.save() }
+func (saveMsg) on(p *program) {
+	p.save()
+	if p.life != nil {
+		p.life.hear()
+	}
+}
 
 // files lists what a directory has of such names. (filepath.Glob would read the directory's own name as a pattern.)
 func files(dir, prefix, suffix string, kind fs.FileMode) (paths []string) {

@@ -393,7 +393,7 @@ func (d *doctor) rival(c config.Client, path string, pid int, p process) {
 
 // losses are the counters that say that something did not go as it should.
 var losses = []string{"messages_dropped", "publications_lost", "log_lines_dropped", "late_not_looked_at", "orphans_unplaced", "peers_malformed",
-	"peers_truncated", "peers_over_limit", "peers_no_descriptor", "armings_refused"}
+	"peers_truncated", "peers_over_limit", "peers_no_descriptor", "armings_refused", "notifications_refused", "notifications_malformed"}
 
 // running adds what a zhxd that runs knows.
 func (d *doctor) running(st control.Status) {

@@ -25,7 +25,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -47,15 +46,6 @@ const (
 // descriptor of a BARRIER. It drops the descriptors for which there is no room, so that sending many costs zhxd none.
 var room = unix.CmsgSpace(unix.SizeofUcred) + unix.CmsgSpace(4)
 
-// Counters are of one Socket, from Listen on. A datagram can be in several.
-type Counters struct {
-	Received    uint64 // datagrams
-	Malformed   uint64 // with something in them that says nothing, see Message.Malformed; the long ones too
-	Truncated   uint64 // longer than DatagramMax
-	Refused     uint64 // with nobody's credentials, or handle returned an error
-	Descriptors uint64 // that brought descriptors with anything but a proper BARRIER=1 (FDSTORE is not supported); they were closed
-}
-
 // A Socket is what NOTIFY_SOCKET of one run names. Every method may be called by anybody.
 type Socket struct {
 	// Immutable:
@@ -66,10 +56,6 @@ type Socket struct {
 	owned  atomic.Bool // by Serve, or by Close when there was no Serve: who closes conn
 	closed atomic.Bool
 	busy   atomic.Bool // Serve is not parked at the end of what was there
-
-	// mu guards:
-	mu       sync.Mutex
-	counters Counters
 }
 
 // Listen makes the socket at path, in place of a socket that an earlier zhxd left there; anything else there is an error.
@@ -154,19 +140,6 @@ func (s *Socket) own(uid int) (err error) {
 // Path is what NOTIFY_SOCKET of the run is to be.
 func (s *Socket) Path() string { return s.path }
 
-// Counters is what came so far.
-func (s *Socket) Counters() Counters {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.counters
-}
-
-func (s *Socket) count(change func(*Counters)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change(&s.counters)
-}
-
 // Close takes the path away (whose no other Socket may be by now). Serve handles what had been sent before, and then returns;
 // Close does not wait for that, and handle may call it. Without a Serve, what had been sent is lost.
 // A zhxd that ends and keeps its clients closes too: the next one makes the socket anew at the same path.
@@ -193,16 +166,15 @@ func (s *Socket) Waiting() bool {
 	return queued || s.busy.Load() // in this order: Serve is busy before it takes one out of the queue
 }
 
-// Serve reads until Close, and calls handle for every datagram that has credentials, in the order in which they were sent.
-// One without (a sender whose pid cannot be told here: of a pid namespace beside ours) is counted as refused.
+// Serve reads until Close, and calls handle for every datagram, in the order in which they were sent. The sender of one without
+// credentials (its pid cannot be told here: it is of a pid namespace beside ours) is not known.
 //
-// What handle returns an error for is counted as refused, and nothing else: it has then done nothing of it. Malformed
-// messages are handed over with what is good of them, perhaps nothing: so handle can say so, once it knows the sender to
-// be entitled. A BARRIER=1 is answered (its descriptor is closed) when handle has returned for it, whatever it returned, and
-// hence for all that was sent before it.
+// Malformed messages are handed over with what is good of them, perhaps nothing: so handle can say so, once it knows the sender
+// to be entitled. A BARRIER=1 is answered (its descriptor is closed) when handle has returned for it, and hence for all that was
+// sent before it. Descriptors that come with anything else are closed, too: FDSTORE is not supported.
 //
 // Called once; nil after Close. Any other error of recvmsg(2) ends it too: the socket is deaf from then on.
-func (s *Socket) Serve(handle func(Message) error) error {
+func (s *Socket) Serve(handle func(Message)) error {
 	if !s.owned.CompareAndSwap(false, true) {
 		return nil
 	}
@@ -248,45 +220,28 @@ func (r *receiver) receive(fd uintptr) bool {
 	}
 }
 
-func (r *receiver) deliver(handle func(Message) error) {
+func (r *receiver) deliver(handle func(Message)) {
 	cred, fds := split(r.control[:r.c])
 	defer func() {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
 	}()
-	truncated := r.flags&unix.MSG_TRUNC != 0
-	var m Message
-	if truncated {
-		m.Malformed = errLong
-	} else {
+	m := Message{Malformed: errLong}
+	if r.flags&unix.MSG_TRUNC == 0 {
 		m, _ = Parse(r.text[:r.n])
 	}
-	brought := len(fds) > 0 || r.flags&unix.MSG_CTRUNC != 0 // CTRUNC: more than there was room for, or zhxd has no number left
-	if m.Barrier && (len(fds) != 1 || r.flags&unix.MSG_CTRUNC != 0) {
+	if m.Barrier && (len(fds) != 1 || r.flags&unix.MSG_CTRUNC != 0) { // CTRUNC: more than there was room for, or zhxd has no number left
 		m = Message{Malformed: errDescriptors}
 	}
-	refused := cred == nil
-	if !refused {
+	m.UID = -1
+	if cred != nil {
 		m.PID, m.UID = int(cred.Pid), int(cred.Uid)
-		refused = handle(m) != nil
 	}
-	r.s.count(func(c *Counters) {
-		c.Received++
-		add(&c.Malformed, m.Malformed != nil)
-		add(&c.Truncated, truncated)
-		add(&c.Refused, refused)
-		add(&c.Descriptors, brought && !m.Barrier)
-	})
+	handle(m)
 }
 
 var errDescriptors = errors.New("BARRIER=1 without exactly one descriptor")
-
-func add(n *uint64, yes bool) {
-	if yes {
-		*n++
-	}
-}
 
 // split reads the control messages of a datagram: who sent it (nil: not known), and the descriptors, which are ours to close.
 func split(control []byte) (cred *unix.Ucred, fds []int) {

@@ -17,7 +17,7 @@ import (
 
 // A Message is what one datagram says. Of a variable that occurs twice the first counts, as in systemd.
 type Message struct {
-	PID, UID int // the sender as the kernel has it: it may be dead, and PID be another's by now; 0 and -1: not known (Parse)
+	PID, UID int // the sender as the kernel has it: it may be dead, and PID be another's by now; 0 and -1: not known
 
 	Ready, Stopping, Reloading bool           // more than one may be said: STOPPING outweighs READY, and that RELOADING
 	Watchdog                   bool           // WATCHDOG=1: a feed
