@@ -252,7 +252,7 @@ func eagerSender() {
 }
 
 // Clients hang, one after the other: each is dead soon after its timeout, from its last feed on. A round in which the machine
-// itself was late is repeated, and told. The claim is of ZHX_HANGS=100.
+// itself was late is repeated, and told. The claim is of ZHX_ROUNDS=100.
 func TestHangs(t *testing.T) {
 	n := rounds(t, 10)
 	const timeout = 500 * time.Millisecond
