@@ -24,8 +24,10 @@ const (
 	crashClients = 200
 	storms       = 3
 	crashSpread  = 10 * time.Millisecond // between two restarts
+	crashBurst   = 10                    // restarts that need not wait for that
+	stampGrain   = 5 * time.Millisecond  // by which stamps of zhxd's log may be off
 	wakesMax     = 5                     // of zhxd in a minute in which nothing happens: the runtime's own
-	crowdMax     = 30                    // restarts within 100 ms: zhxd's own 10 at once and 10 that follow, and what a late scheduler adds
+	crowdMax     = 30                    // restarts within 100 ms, on a machine that is in time: 10 at once and 10 that follow, and what the scheduler adds
 	// quietTime lets the runtime of a zhxd that has just started 100 clients give back what that took.
 	quietTime = 3 * time.Second
 )
@@ -33,16 +35,11 @@ const (
 // A hundred clients sleep: zhxd sleeps too. The claim is of a minute, ZHX_IDLE=60s; an ordinary run looks for less.
 func TestIdle(t *testing.T) {
 	window := span(t, "ZHX_IDLE", 10*time.Second)
-	p, sock := startBoard(t, idleClients)
-	until(t, "all are ready", func() bool {
-		ready := 0
-		for _, c := range status(t, sock).Clients {
-			if c.Ready {
-				ready++
-			}
-		}
-		return ready == idleClients
-	})
+	p, _ := startBoard(t, idleClients)
+	from := 0
+	for range idleClients { // zhxd is not asked: what an answer takes stays for as long as nothing happens
+		from = p.await(from, 30*time.Second, `\[c\d+\] started `)
+	}
 	pid := p.pid(0)
 	time.Sleep(quietTime)
 	before, switchesBefore := processorTime(t, pid), threadsField(t, pid, "voluntary_ctxt_switches")
@@ -79,10 +76,14 @@ func TestCrashAtOnce(t *testing.T) {
 	}
 	t.Logf("status of %d: idle p50 %v p99 %v of %d, in the storm p50 %v p99 %v of %d", crashClients,
 		quantile(idle, 0.5), quantile(idle, 0.99), len(idle), quantile(storm, 0.5), quantile(storm, 0.99), len(storm))
-	// Others on the same processors are not zhxd's fault: below the floor the figure is only told. A status that waited for a
-	// client would be far above it.
-	if p99, allowed := quantile(storm, 0.99), max(5*quantile(idle, 0.99), 150*time.Millisecond)+late; p99 > allowed {
-		t.Errorf("status took %v in the storm, at most %v is right", p99, allowed)
+	// Others on the same processors are not zhxd's fault: below the floor the figure is only told, and on a machine that is late so is
+	// the slowest of the few that it has time for. If a status waited for clients, most would be far above it.
+	which := 0.99
+	if late >= crashSpread {
+		which = 0.5
+	}
+	if took, allowed := quantile(storm, which), max(5*quantile(idle, 0.99), 150*time.Millisecond)+late; took > allowed {
+		t.Errorf("status took %v in the storm, at most %v is right", took, allowed)
 	}
 }
 
@@ -125,8 +126,14 @@ func crashAll(t *testing.T, p *program, sock string, zhxd *control.Client) (took
 	most := crowd(starts, 100*time.Millisecond)
 	t.Logf("all back after %v, at most %d restarts within 100 ms, %d within 1 s; a bare timer was late by %v", all.Round(time.Millisecond), most,
 		crowd(starts, time.Second), late)
-	if allowed := crowdMax + int(late/crashSpread); most > allowed { // what it has kept back comes at once
-		t.Errorf("%d restarts within 100 ms, at most %d is spread", most, allowed)
+	if most > crowdMax && late < crashSpread { // else what was kept back comes at once
+		t.Errorf("%d restarts within 100 ms, at most %d is spread", most, crowdMax)
+	}
+	for i, at := range starts { // crowd has put them in order; a late machine makes none early
+		if early := began.Add(time.Duration(i+1-crashBurst) * crashSpread).Sub(at); early > stampGrain {
+			t.Errorf("restart %d of %d came %v before its turn", i+1, len(starts), early)
+			break
+		}
 	}
 	return took, late
 }

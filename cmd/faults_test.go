@@ -365,7 +365,10 @@ func stderrFull(w *faulted) {
 	w.conf, w.sock = w.dir+"/clients.toml", w.dir+"/run/control.sock"
 	w.write(w.conf, sleeper)
 	w.p = startProgram(w.T, func(c *exec.Cmd) { c.Args, c.Stderr = append(c.Args, "--config", w.conf), full })
-	until(w.T, "it answers", func() bool { _, err := control.Dial(w.sock).Status(context.Background()); return err == nil })
+	until(w.T, "its client runs", func() bool { // it answers before that
+		st, err := control.Dial(w.sock).Status(context.Background())
+		return err == nil && len(st.Clients) > 0 && st.Clients[0].PID != nil
+	})
 	w.pid = w.p.Process.Pid
 	was := w.kill("a")
 	until(w.T, "it runs again", w.anew("a", was))
@@ -726,8 +729,11 @@ func outOfMemory(w *faulted) {
 		try := fmt.Sprintf("%s/zhx-fault-%d", path, time.Now().UnixNano())
 		if os.Mkdir(try, 0o755) == nil {
 			w.Cleanup(func() { unix.Rmdir(try) })
-			if os.WriteFile(try+"/"+file, []byte("20M"), 0) == nil {
-				dir, limit = try, try+"/"+file
+			if f, err := os.OpenFile(try+"/"+file, os.O_WRONLY, 0); err == nil { // else it is a folder of a tmpfs that has the cgroups in it
+				if _, err := f.WriteString("20M"); err == nil {
+					dir, limit = try, f.Name()
+				}
+				f.Close()
 			}
 		}
 	}

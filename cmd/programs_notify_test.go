@@ -98,12 +98,14 @@ command = ["sh", "-c", "%s && echo found; exec sleep 1000"]
 	sock := run + "/run/control.sock"
 	if s.signs != nil {
 		p.await(0, 20*time.Second, `\[program\] started `, `\[dependant\] waits `)
-		if c := client(t, sock, "program"); c.Ready || c.State != "running" {
-			t.Errorf("before READY=1: %s, ready %t", c.State, c.Ready)
-		}
-		if c := client(t, sock, "dependant"); c.State != "waiting" || len(c.WaitsFor) != 1 {
-			t.Errorf("before READY=1 its dependant is %s for %v", c.State, c.WaitsFor)
-		}
+		until(t, "before READY=1 it runs, and is not ready", func() bool {
+			c := client(t, sock, "program")
+			return c.State == "running" && !c.Ready
+		})
+		until(t, "before READY=1 its dependant waits for it", func() bool {
+			c := client(t, sock, "dependant")
+			return c.State == "waiting" && len(c.WaitsFor) == 1
+		})
 		s.signs(dir)
 	}
 	from := p.await(0, 30*time.Second, `\[program\] ready `)
@@ -226,7 +228,8 @@ command = ["sh", %q]
 	if lives(pid) {
 		t.Error("it lives")
 	}
-	if last := client(t, sock, "fed").LastExit; last == nil || last.Reason != "watchdog" {
-		t.Errorf("its last exit: %+v", last)
-	}
+	until(t, "status tells why it ended", func() bool {
+		last := client(t, sock, "fed").LastExit
+		return last != nil && last.Reason == "watchdog"
+	})
 }

@@ -126,14 +126,6 @@ func roleTalker() {
 	}
 }
 
-// onTerm calls f at SIGTERM; it never returns.
-func onTerm(f func()) {
-	ch := make(chan os.Signal, 1)
-	signal.Notify(ch, syscall.SIGTERM)
-	<-ch
-	f()
-}
-
 // running is a zhxd in this process, to be looked at from inside and out.
 type running struct {
 	*control.Client

@@ -31,19 +31,23 @@ func (r *running) armed(name string) func() bool {
 // A pause holds off the verdict, is shown with its reason, ends by itself, and holds for the next run, too.
 func TestPause(t *testing.T) {
 	z := serve(t, lazy(t, "autostart = false\n"))
-	pause := control.PauseRequest{Names: []string{"lazy"}, Seconds: 1, Reason: "gdb"}
-	out, err := z.Pause(context.Background(), pause)
-	if err != nil || len(out.Clients) != 1 || out.Clients[0].Text != "watchdog paused for 1s" {
-		t.Fatalf("%+v %v", out, err)
+	pause := control.PauseRequest{Names: []string{"lazy"}, Seconds: 3600, Reason: "gdb"}
+	if _, err := z.Pause(context.Background(), pause); err != nil {
+		t.Fatal(err)
 	}
-	began := time.Now()
 	if _, err := z.Start(context.Background(), control.Which{Names: []string{"lazy"}}); err != nil {
 		t.Fatal(err)
 	}
 	z.until("it is armed", z.armed("lazy"))
 	w := z.client("lazy").Watchdog
-	if !w.Paused || w.PausedFor == nil || *w.PausedFor > 1 || w.Pause == nil || !strings.HasSuffix(*w.Pause, ": gdb") {
+	if !w.Paused || w.PausedFor == nil || *w.PausedFor > 3600 || w.Pause == nil || !strings.HasSuffix(*w.Pause, ": gdb") {
 		t.Errorf("status shows %+v", w)
+	}
+	began := time.Now()
+	pause.Seconds = 1 // instead
+	out, err := z.Pause(context.Background(), pause)
+	if err != nil || len(out.Clients) != 1 || out.Clients[0].Text != "watchdog paused for 1s" {
+		t.Fatalf("%+v %v", out, err)
 	}
 	z.logged("[lazy] warn: killed by the watchdog (run=1")
 	if d := time.Since(began); d < 1300*time.Millisecond {
@@ -100,34 +104,43 @@ func TestObserveWarning(t *testing.T) {
 // a run has asked for stays.
 func TestRulesOfARun(t *testing.T) {
 	conf := func(role, keys string) string {
-		return fmt.Sprintf("[client.c]\ncommand = [%q, %q, \"\"]\nwatchdog_timeout = \"500ms\"\n%s", exe(t), role, keys)
+		return fmt.Sprintf("[client.c]\ncommand = [%q, %q, \"\"]\nautostart = false\nwatchdog_timeout = \"500ms\"\n%s", exe(t), role, keys)
 	}
-	for _, row := range []struct {
+	for i, row := range []struct {
 		role   string
 		keys   []string
 		pauses bool
 		lapses bool
 	}{
-		{"role-sleeper", []string{"watchdog = \"required\"", "watchdog = \"auto\""}, false, false},
+		{"role-sleeper", []string{"watchdog = \"required\"", "watchdog = \"auto\""}, true, false},
 		{"role-patient", []string{"", "critical = true"}, false, false},
 		{"role-lazy", []string{"", "watchdog = \"off\"", "watchdog = \"auto\""}, false, true},
 		{"role-lazy", []string{"watchdog = \"off\"", "watchdog = \"auto\""}, false, true},
 		{"role-sleeper", []string{"watchdog = \"off\"", "watchdog = \"required\""}, true, false},
 	} {
 		z := serve(t, conf(row.role, row.keys[0]))
+		one := control.Which{Names: []string{"c"}}
+		if row.pauses {
+			if _, err := z.Pause(context.Background(), control.PauseRequest{Names: one.Names, Seconds: 60}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := z.Start(context.Background(), one); err != nil {
+			t.Fatal(err)
+		}
 		if row.role == "role-patient" || row.role == "role-lazy" && row.keys[0] == "" {
 			z.until("it is armed", z.armed("c"))
 		} else if row.role == "role-lazy" {
 			z.logged("armed: <nil>")
 		}
-		if row.pauses {
-			if _, err := z.Pause(context.Background(), control.PauseRequest{Names: []string{"c"}, Seconds: 60}); err != nil {
+		for n, keys := range row.keys[1:] {
+			z.edit(conf(row.role, keys))
+			z.until(keys, func() bool { return strings.Count(z.log.String(), "configuration applied") > n })
+		}
+		if i == 0 { // paused, so that the edit may take its time
+			if _, err := z.Resume(context.Background(), one); err != nil {
 				t.Fatal(err)
 			}
-		}
-		for i, keys := range row.keys[1:] {
-			z.edit(conf(row.role, keys))
-			z.until(keys, func() bool { return strings.Count(z.log.String(), "configuration applied") > i })
 		}
 		if row.lapses {
 			z.logged("[c] warn: killed by the watchdog")
@@ -158,7 +171,7 @@ func roleLoop() {
 // A feeder thread beside a dead main loop is caught by its checkpoints, and by nothing else.
 func TestDeadline(t *testing.T) {
 	z := serve(t, fmt.Sprintf("[client.loop]\ncommand = [%q, \"role-loop\"]\ndeadlines = [{ from = \"loop\", to = \"loop\", within = \"500ms\" }]\n", exe(t)))
-	z.logged(`why="checkpoint loop to loop took longer than 500ms"`)
+	z.logged(`why="checkpoint loop to loop took longer than 500ms`) // and on a busy machine, how much it was given
 	z.until("it runs again", func() bool { return *z.client("loop").Run >= 2 })
 	if d := z.client("loop").LastExit.Detail; !strings.HasPrefix(*d, "checkpoint loop to loop took longer than 500ms") {
 		t.Error(*d)
@@ -227,26 +240,25 @@ func TestProbe(t *testing.T) {
 // What a late client was doing is kept: a sleeping one's wait, a spinning one's state and processor time.
 func TestEvidence(t *testing.T) {
 	z := serve(t, lazy(t, "")+fmt.Sprintf("[client.spin]\ncommand = [%q, \"role-spin\"]\nwatchdog_timeout = \"600ms\"\n", exe(t)))
-	for name, want := range map[string]string{"lazy": "pause", "spin": " R "} {
+	for name, want := range map[string][]string{"lazy": {"S", "printed: armed: <nil>"}, "spin": {" R "}} {
 		var y control.Why
+		var text string
 		z.until(name+" has a death with evidence", func() bool {
 			var err error
 			if y, err = z.Why(context.Background(), name); err != nil {
 				t.Fatal(err)
 			}
-			return y.Evidence != nil && slices.ContainsFunc(y.Deaths, func(d control.Death) bool { return d.Run == y.Evidence.Run })
+			if y.Evidence == nil || !slices.ContainsFunc(y.Deaths, func(d control.Death) bool { return d.Run == y.Evidence.Run }) {
+				return false
+			}
+			// On a busy machine a run may not have got so far as to print, or zhxd as to look at all.
+			text = strings.Join(y.Evidence.Lines, "\n")
+			return !slices.ContainsFunc(want, func(part string) bool { return !strings.Contains(text, part) })
 		})
-		text := strings.Join(y.Evidence.Lines, "\n")
-		if y.Evidence.By != "alive" || y.Evidence.Silence <= 0 || !strings.Contains(text, want) && !strings.Contains(text, "S") {
+		if y.Evidence.By != "alive" || y.Evidence.Silence <= 0 {
 			t.Errorf("%s: %+v", name, y.Evidence)
 		}
 		t.Logf("%s:\n%s", name, text)
-		if name == "lazy" && !strings.Contains(text, "printed: armed: <nil>") {
-			t.Errorf("what it printed last is missing:\n%s", text)
-		}
-		if name == "spin" && !strings.Contains(text, " R ") {
-			t.Errorf("a spinning client is not seen running:\n%s", text)
-		}
 	}
 	z.logged("[lazy] warn: late (")
 }
@@ -258,22 +270,23 @@ func TestTraced(t *testing.T) {
 	runtime.LockOSThread() // ptrace is a matter of threads
 	defer runtime.UnlockOSThread()
 	var pid, run = 0, uint64(0)
-	z.until("it is attached to", func() bool {
+	z.until("a run is attached to before it is killed, and stopped", func() bool {
+		// Not by wait(2): here the debugger is zhxd's own process, which may have waited already.
+		if st, err := proc.ReadStat(pid); pid != 0 && err == nil && st.Living() {
+			return st.State == 't'
+		}
 		c := z.client("lazy")
 		if c.PID == nil || !c.Watchdog.Armed {
 			return false
 		}
-		pid, run = *c.PID, *c.Run
-		err := unix.PtraceSeize(pid)
-		if err == unix.EPERM {
+		err := unix.PtraceSeize(*c.PID)
+		if st, gone := proc.ReadStat(*c.PID); err == unix.EPERM && gone == nil && st.Living() { // the dead may not be traced either
 			t.Skip("ptrace is not permitted")
 		}
-		return err == nil && unix.PtraceInterrupt(pid) == nil
-	})
-	// Not by wait(2): here the debugger is zhxd's own process, which may have waited already.
-	z.until("it is stopped", func() bool {
-		st, err := proc.ReadStat(pid)
-		return err == nil && st.State == 't'
+		if err == nil && unix.PtraceInterrupt(*c.PID) == nil {
+			pid, run = *c.PID, *c.Run
+		}
+		return false
 	})
 	z.until("status shows it", func() bool { return z.client("lazy").Watchdog.Traced })
 	<-time.After(900 * time.Millisecond) // three timeouts: what is tested is time
@@ -330,10 +343,14 @@ func TestStoppedWithoutTracer(t *testing.T) {
 func TestStartup(t *testing.T) {
 	for role, least := range map[string]time.Duration{"role-sleeper": 700 * time.Millisecond, "role-slow": 1500 * time.Millisecond} {
 		z := serve(t, fmt.Sprintf("[client.slow]\ncommand = [%q, %q]\nwatchdog = \"required\"\nwatchdog_timeout = \"100ms\"\nstartup_timeout = \"700ms\"\n", exe(t), role))
-		began := time.Now()
-		z.logged("[slow] warn: killed by the watchdog (run=1")
-		if d := time.Since(began); d < least-100*time.Millisecond { // it began before it was known to
-			t.Errorf("%s: killed after %v", role, d)
+		var y control.Why
+		z.until("the first run is dead", func() bool {
+			y, _ = z.Why(context.Background(), "slow")
+			return len(y.Deaths) > 0
+		})
+		first := y.Deaths[len(y.Deaths)-1]
+		if lived := time.Duration(first.Uptime * float64(time.Second)); first.Reason != "watchdog" || lived < least-100*time.Millisecond { // its clock began before it
+			t.Errorf("%s: %s after %v", role, first.Reason, lived)
 		}
 		z.logged(`why="no first feed for `)
 		z.stop()

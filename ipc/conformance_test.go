@@ -120,7 +120,7 @@ var cases = []struct {
 		a request b 5000 fail
 		b< request a fail
 		a< failed no
-		a request b 200 hang
+		a request b 2000 hang
 		b< request a hang
 		a< timeout
 		b request a 5000 and you?

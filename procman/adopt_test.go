@@ -135,9 +135,14 @@ func instances(t *testing.T, dir string) (list []proc.ID) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		b, _ := os.ReadFile("/proc/" + e.Name() + "/environ")
 		pid, _ := strconv.Atoi(e.Name())
-		if st, err := proc.ReadStat(pid); strings.Contains(string(b), "\x00WHERE="+dir+"\x00") && err == nil && st.Living() {
+		b, _ := os.ReadFile("/proc/" + e.Name() + "/environ")
+		st, err := proc.ReadStat(pid)
+		for len(b) == 0 && err == nil && st.PPID == os.Getpid() && st.Living() { // exec has answered a moment before it shows this
+			b, _ = os.ReadFile("/proc/" + e.Name() + "/environ")
+			st, err = proc.ReadStat(pid)
+		}
+		if strings.Contains(string(b), "\x00WHERE="+dir+"\x00") && err == nil && st.Living() {
 			list = append(list, st.ID)
 		}
 	}

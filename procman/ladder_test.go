@@ -177,6 +177,7 @@ func TestAbortChild(t *testing.T) {
 				l := st.until(t, "up ")
 				pids[l[len(l)-1]] = 0
 			}
+			st.Wait(bg) // it prints, perhaps, before it is known to have been started
 			for _, s := range st.Status() {
 				pids[s.Name] = s.PID
 			}

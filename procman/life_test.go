@@ -499,9 +499,17 @@ func TestStray(t *testing.T) {
 		cmd := exec.Command(prog, arg)
 		cmd.Env = []string{childVar + "=sleep"}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		if err := cmd.Start(); err != nil {
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err == nil {
+			_, err = out.Read(make([]byte, 1)) // exec answers a moment before /proc shows its arguments
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
+		out.Close()
 		s, err := proc.ReadStat(cmd.Process.Pid)
 		if err != nil {
 			t.Fatal(err)

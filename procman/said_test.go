@@ -58,12 +58,7 @@ func TestGiveUp(t *testing.T) {
 		s.RestartDelay, s.RestartDelayMax, s.StartLimit = time.Millisecond, time.Millisecond, StartLimit{1, time.Minute}
 		s.OnFailure = []string{"sh", "-c", "pwd > " + filepath.Join(dir, "done") + "; echo given up; kill -TERM $$"}
 	})})
-	lines := st.Ring("a").Follow(t.Context())
-	for line := range lines {
-		if line.Text == "given up" {
-			break
-		}
-	}
+	st.until(t, "given up")
 	for range 2 {
 		next(t, st.ended)
 	}

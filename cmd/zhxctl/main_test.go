@@ -131,11 +131,18 @@ type canned struct {
 	passes []control.TapEvent
 	shut   chan struct{} // closed by Shutdown, if there is one
 	hold   time.Duration // that Wait takes
+	looked chan struct{} // has room for one: Wait ends when Status is asked for, if there is one
 	shown  control.Shown
 	events []control.Event
 }
 
-func (c *canned) Status(context.Context) control.Status            { return c.status }
+func (c *canned) Status(context.Context) control.Status {
+	select {
+	case c.looked <- struct{}{}:
+	default:
+	}
+	return c.status
+}
 func (c *canned) Why(context.Context, string) (control.Why, error) { return c.why, c.err }
 func (c *canned) Explain(context.Context, string, string) (control.Explanation, error) {
 	return c.says, c.err
@@ -178,11 +185,12 @@ func (c *canned) Reset(_ context.Context, _ control.Caller, w control.Which) ([]
 	return []control.Outcome{{Name: fmt.Sprint(w), Text: "reset"}}, c.err
 }
 
-// Wait finds everything as it should be, once ctx or hold ends.
+// Wait finds everything as it should be, once ctx or hold ends, or somebody has looked.
 func (c *canned) Wait(ctx context.Context, names []string, aim string) (out []control.Outcome, err error) {
 	if c.hold > 0 {
 		select {
 		case <-time.After(c.hold):
+		case <-c.looked:
 		case <-ctx.Done():
 		}
 	}

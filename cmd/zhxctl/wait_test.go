@@ -62,7 +62,7 @@ func TestProgress(t *testing.T) {
 		{"80 columns where it does not say", 0, "wait camera wide", `wait TIME: camera is backoff, tried again in 24s; wide is waiting for x+…`},
 	} {
 		screen, shown := terminal(t, tt.columns)
-		b := &canned{status: board(), hold: 1500 * time.Millisecond}
+		b := &canned{status: board(), hold: time.Minute, looked: make(chan struct{}, 1)} // who has looked, shows it before the end
 		b.status.Clients = append(b.status.Clients, control.ClientStatus{Name: "wide", State: "waiting", WaitsFor: []string{strings.Repeat("x", 50)}})
 		askOn(t, b, io.Discard, screen, strings.Fields(tt.args)...)
 		got := shown()

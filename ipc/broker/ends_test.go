@@ -107,14 +107,14 @@ func TestPublicationWithDescriptors(t *testing.T) {
 func TestTurnIsNoHold(t *testing.T) {
 	w := start(t)
 	brief := holding
-	brief.Hold.For = 300 * time.Millisecond
+	brief.Hold.For = time.Second // ample for the receiver to come
 	w.stands("r", brief)
 	s := w.talk(Unix, "s")
 	ids := []uint64{s.say(text("r", "0", wire.LevelHandled)), s.say(text("r", "1", wire.LevelHandled))}
 	w.until("they are held", func() bool { return w.Counters().Held == 2 })
 	r := w.talk(Unix, "r")
 	r.wantMessage("0")
-	time.Sleep(2 * brief.Hold.For) // it takes its time
+	time.Sleep(brief.Hold.For + 100*time.Millisecond) // it takes its time
 	r.Close()
 	w.until("it is gone", func() bool { return !w.Connected("r") })
 	r = w.talk(Unix, "r")

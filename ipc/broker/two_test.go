@@ -240,8 +240,8 @@ func TestHandshake(t *testing.T) {
 	t.Run("byte by byte", func(t *testing.T) {
 		w := start(t)
 		r := w.talk(Unix, "r")
-		k := &talker{client: w.dial(Unix), session: 77}
-		for _, b := range []byte(hello(wire.Frame{Type: wire.TypeHello, Session: 77}) + string(wire.AppendFrame(nil, &wire.Frame{Type: wire.TypeMessage, Session: 77, To: "r", Body: []byte("torn")}))) {
+		k := &talker{client: w.dial(Unix), session: 1 << 40} // none of talk's
+		for _, b := range []byte(hello(wire.Frame{Type: wire.TypeHello, Session: k.session}) + string(wire.AppendFrame(nil, &wire.Frame{Type: wire.TypeMessage, Session: k.session, To: "r", Body: []byte("torn")}))) {
 			k.Write([]byte{b})
 		}
 		r.wantMessage("torn")

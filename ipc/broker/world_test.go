@@ -86,14 +86,16 @@ func (w *world) serve(tr Transport, network, addr string) {
 	})
 }
 
-// until waits for the broker to do or log something that makes yes true.
+// until waits for the broker to do or log something that makes yes true, or the kernel, which tells nobody.
 func (w *world) until(what string, yes func() bool) {
 	w.t.Helper()
-	late := time.After(patience)
+	late, again := time.After(patience), time.NewTicker(10*time.Millisecond)
+	defer again.Stop()
 	for !yes() {
 		select {
 		case <-w.passed:
 		case <-w.log.more:
+		case <-again.C:
 		case <-late:
 			w.t.Fatalf("never: %s; counters %+v\n%s", what, w.Counters(), w.log)
 		}

@@ -288,7 +288,7 @@ func TestAdoptedRecycled(t *testing.T) {
 			if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(p.PID-1)), 0); err != nil {
 				break
 			}
-			pid, err := syscall.ForkExec("/bin/sleep", []string{"sleep", "1000"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true}})
+			pid, err := syscall.ForkExec("/bin/sleep", []string{"sleep", "7654"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true}})
 			if err != nil {
 				t.Fatal(err)
 			}
