@@ -238,9 +238,8 @@ func (o *outlet) await(b []byte) []byte {
 	o.data = b
 	slice, last := askAfter, o.asOf
 	for {
-		before := len(o.data)
-		c := o.p.conn()
-		c.file.SetWriteDeadline(time.Now().Add(slice)) // an error: Write has it too
+		c, before, began := o.p.conn(), len(o.data), time.Now()
+		c.file.SetWriteDeadline(began.Add(slice)) // an error: Write has it too
 		if err := c.raw.Write(o.wait); err == nil {
 			return o.data
 		} else if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -250,12 +249,13 @@ func (o *outlet) await(b []byte) []byte {
 		if left := o.push(o.data); o.err != unix.EAGAIN { // zhxd itself may have slept past the deadline
 			return left
 		}
+		frozen := time.Since(began) >= 2*slice // zhxd did not run, nor perhaps the receiver
 		now := o.taken()
 		took := len(o.data) < before
 		if now.known && last.known {
 			took = now.least > last.least || now.most > last.most
 		}
-		if !took && (slice == stuckAfter || last.known) {
+		if !took && !frozen && (slice == stuckAfter || last.known) {
 			o.asOf = now
 			return o.data
 		}
