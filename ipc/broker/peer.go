@@ -102,19 +102,20 @@ func (p *peer) run() {
 	b := p.b
 	p.who = b.gate.Arrive(p.cred)
 	p.arrived.Store(true)
-	err := p.conn().raw.Read(p.readable)
+	var err error
 	for {
-		if err == nil && p.end == errFeeds {
-			b.feeders.serve(p)
-		} else if !errors.Is(err, os.ErrDeadlineExceeded) {
-			break
-		} else if p.late() { // else hangups woke it, not the clock of a frame
-			p.end, err = errSlow, nil
-			break
-		} else {
-			p.conn().file.SetReadDeadline(time.Time{})
-		}
 		err = p.conn().raw.Read(p.readable)
+		switch woken := errors.Is(err, os.ErrDeadlineExceeded); {
+		case err == nil && p.end == errFeeds:
+			b.feeders.serve(p)
+			continue
+		case woken && p.late(): // by the clock of a frame
+			p.end, err = errSlow, nil
+		case woken: // by hangups
+			p.conn().file.SetReadDeadline(time.Time{})
+			continue
+		}
+		break
 	}
 	if err != nil { // the poller's: none of what was read
 		p.end = io.EOF
