@@ -284,6 +284,7 @@ func parent(pid int) (ppid int) {
 
 // The example for C: its main loop hangs while its feeder thread feeds, and the checkpoints tell.
 func TestFeederThread(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("needs gcc")
 	}

@@ -21,6 +21,7 @@ func TestPrototypeClients(t *testing.T) {
 		prototypeTranscript(t, clients) // the inner run
 		return
 	}
+	t.Parallel() // with others that wait most of the time
 	seed := os.Getenv("ZHX_SEED")
 	if seed == "" {
 		t.Skip("needs ZHX_SEED, the folder of the prototype's sources")

@@ -16,6 +16,7 @@ import (
 // What the README says that `make run` prints is what it prints: every line of its transcript comes, for each client in
 // that order, within 15 s; and ctrl-C ends everything in order. Numbers and the private folder differ.
 func TestReadmeTranscript(t *testing.T) {
+	t.Parallel()
 	readme, err := os.ReadFile("../README.md")
 	if err != nil {
 		t.Fatal(err)

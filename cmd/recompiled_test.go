@@ -15,6 +15,7 @@ import (
 // The prototype's clients, compiled with ipc/c in place of its own sock.h, am5728.h and socket.c and otherwise as they were
 // written, do what they did, and go on when zhxd is killed.
 func TestRecompiledClients(t *testing.T) {
+	t.Parallel()
 	seed := os.Getenv("ZHX_SEED")
 	if seed == "" {
 		t.Skip("needs ZHX_SEED, the folder of the prototype's sources")
