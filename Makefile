@@ -5,7 +5,7 @@ DESTDIR  ?=
 PREFIX   ?= /usr/local
 FUZZTIME ?= 60s
 MINUTES  ?= 20
-# Where install, deb and dist take programs from and put what they make; PYTHONDIR is where the system's Python looks.
+# Where run, install, deb and dist take programs from and put what they make; PYTHONDIR is where the system's Python looks.
 BIN      ?= bin
 DIST     ?= dist
 DEBS     ?= amd64 arm64 armhf
@@ -29,9 +29,10 @@ build: ## build zhxd, zhxctl and the demo client into bin/
 	@mkdir -p bin
 	$(GOBUILD) -o bin/ $(PROGRAMS)
 
-run: build ## start zhxd in the foreground with two demo clients; ctrl-C ends it
-	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
-	PATH="$(CURDIR)/bin:$$PATH" XDG_RUNTIME_DIR="$$dir" bin/zhxd --config etc/demo.toml --run-dir "$$dir/zhx"
+# ctrl-C is for zhxd: a shell that ends of it does not do what EXIT has.
+run: $(if $(filter bin,$(BIN)),build) ## start zhxd in the foreground with two demo clients; ctrl-C ends it
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && trap : INT && \
+	PATH="$(abspath $(BIN)):$$PATH" XDG_RUNTIME_DIR="$$dir" $(BIN)/zhxd --config etc/demo.toml --run-dir "$$dir/zhx"
 
 test: ## run all tests; needs Go alone
 	$(GO) test ./...

@@ -27,17 +27,31 @@ func TestReadmeTranscript(t *testing.T) {
 	if !found || !interrupted {
 		t.Fatal("the README has no transcript of make run with a ctrl-C")
 	}
-	p := startZhxd(t, "--config", "../etc/demo.toml", "--run-dir", t.TempDir()+"/zhx")
+	private := t.TempDir()
+	p := startProgram(t, func(c *exec.Cmd) {
+		c.Args = append(c.Args, "--config", "../etc/demo.toml", "--run-dir", private+"/zhx")
+		if path, err := exec.LookPath("make"); err == nil {
+			c.Path, c.Args = path, []string{"make", "-s", "-C", "..", "run", "BIN=" + bin}
+			c.Env = append(os.Environ(), "TMPDIR="+private)
+		}
+	})
+	interrupt := func() { syscall.Kill(-p.Process.Pid, syscall.SIGINT) } // as a terminal does: all of them
+	t.Cleanup(interrupt)
 	for _, subject := range []string{"zhxd", "client1", "client2"} {
 		p.await(0, 15*time.Second, patterns(before, subject)...)
 	}
-	p.Process.Signal(syscall.SIGINT)
+	interrupt()
 	for _, subject := range []string{"zhxd", "client2", "client1"} {
 		p.await(0, 15*time.Second, patterns(end, subject)...)
 	}
 	<-p.ended
-	if code := p.ProcessState.ExitCode(); code != 0 {
-		t.Errorf("exit code %d after ctrl-C", code)
+	switch left, _ := os.ReadDir(private); {
+	case p.Args[0] != "make":
+		if code := p.ProcessState.ExitCode(); code != 0 {
+			t.Errorf("exit code %d after ctrl-C", code)
+		}
+	case len(left) > 0:
+		t.Errorf("make run leaves %v behind", left)
 	}
 }
 

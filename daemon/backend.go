@@ -301,9 +301,9 @@ func (b backend) Send(_ context.Context, _ control.Caller, m control.SendRequest
 		if b.owner(m.Target) == nil {
 			code = control.CodeUnknown
 		}
-		return control.Errorf(code, "zhxctl status", "%q: %w", m.Target, err)
+		return control.Errorf(code, "zhxctl status", "%w", err)
 	case errors.Is(err, broker.ErrNotSent):
-		return control.Errorf(control.CodeFailed, "zhxctl status", "%q: %w", m.Target, err)
+		return control.Errorf(control.CodeFailed, "zhxctl status", "%w", err)
 	default:
 		return control.Errorf(control.CodeUsage, "", "%w", err)
 	}

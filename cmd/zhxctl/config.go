@@ -148,7 +148,7 @@ func (a *app) checkCmd() *cobra.Command {
 ${VARIABLE} and PATH are those of the zhxd that runs, where its environment may be read; else zhxctl's own.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			conf, found, err := sorted(config.Load(a.file(args), config.Options{Environ: a.environ(cmd.Context()), System: system}))
+			conf, found, err := sorted(config.Load(a.file(args), config.Options{Environ: a.environ(cmd.Context()), Others: true, System: system}))
 			if err != nil {
 				return err
 			}

@@ -138,7 +138,7 @@ func (a *app) edit(ctx context.Context, path string) error {
 	if err != nil {
 		return failed(err, "")
 	}
-	options := config.Options{Environ: a.environ(ctx)}
+	options := config.Options{Environ: a.environ(ctx), Others: true}
 	conf, err := a.edited(ctx, path, name, before, options)
 	if err != nil || conf == nil {
 		e, ok := errors.AsType[*control.Error](err)

@@ -18,12 +18,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"zhx/daemon/config"
 	"zhx/daemon/control"
 )
 
@@ -83,6 +85,9 @@ func (e exit) Error() string { return fmt.Sprintf("exit %d", int(e)) }
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	a := &app{out: &sink{Writer: out}, err: errOut}
 	root := a.root()
+	if len(args) > 1 && args[0] == "help" { // cobra's own takes what it does not know for no error
+		args = slices.Concat(args[1:], []string{"--help"})
+	}
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
@@ -114,7 +119,7 @@ func usage(cmd *cobra.Command, err error) *control.Error {
 	text, rest, _ := strings.Cut(err.Error(), "\n")
 	hint := cmd.CommandPath() + " --help"
 	if words := strings.Fields(rest); len(words) > 4 && words[0] == "Did" { // Did you mean this? WORD…
-		hint = "zhxctl " + words[4]
+		hint = "zhxctl " + cmp.Or(config.Suggest(strings.Split(text, `"`)[1], words[4:]), words[4])
 	}
 	return &control.Error{Text: text, Code: control.CodeUsage, Hint: hint}
 }

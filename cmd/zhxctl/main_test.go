@@ -292,7 +292,7 @@ func TestVerbs(t *testing.T) {
 		{"status of an unknown client", canned{status: board()}, "status gsp", 4, "",
 			"zhxctl: no such client: \"gsp\"; did you mean \"gps\"?\n  -> zhxctl status\n"},
 		{"status of a group without clients", canned{status: board()}, "status @none", 4, "",
-			"zhxctl: no such client: \"@none\"\n  -> zhxctl status\n"},
+			"zhxctl: no such group: \"@none\"\n  -> zhxctl status\n"},
 		{"status of one that runs", canned{status: board()}, "status gps", 0,
 			"  NAME  STATE    PID  UP  RESTARTS  CPU   MEM   WATCHDOG  LAST EXIT\n* gps   running  412  3d  0         1.2%  6.1M  7.3s/9s   -\n", ""},
 		{"status of one that does not", canned{status: board()}, "status gps logger", 3,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -60,8 +61,12 @@ func (a *app) follow(ctx context.Context, on bool, names []string, do func(conte
 		}
 		return do(ctx, zhxd, names)
 	})
-	if on && ctx.Err() != nil {
+	e, ok := errors.AsType[*control.Error](err)
+	switch {
+	case on && ctx.Err() != nil:
 		return nil // that is how one stops
+	case on && ok && e.Code == control.CodeTimeout:
+		return control.Errorf(control.CodeTimeout, "", "%s: %v are over", a.verb, a.timeout)
 	}
 	return err
 }

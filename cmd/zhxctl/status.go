@@ -67,7 +67,11 @@ func only(st control.Status, typed []string) (control.Status, error) {
 					all = append(all, g.Name)
 				}
 			}
-			return st, control.Errorf(control.CodeUnknown, "zhxctl status", "no such client: %q%s", name, config.DidYouMean(name, all))
+			kind := "client"
+			if strings.HasPrefix(name, "@") {
+				kind = "group"
+			}
+			return st, control.Errorf(control.CodeUnknown, "zhxctl status", "no such %s: %q%s", kind, name, config.DidYouMean(name, all))
 		}
 	}
 	st.Clients = slices.DeleteFunc(st.Clients, func(c control.ClientStatus) bool { return !slices.Contains(names, c.Name) })

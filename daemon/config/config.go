@@ -114,6 +114,7 @@ func (c *Client) Rules() watchdog.Rules {
 type Options struct {
 	RunDir  string   // instead of [daemon] run_dir, if not ""; absolute
 	Environ []string // KEY=value, what ${VARIABLE} stands for; nil: os.Environ
+	Others  bool     // the file may be another user's: that ours has no run directory is a warning
 	System  bool     // warn also of directories and devices that zhxd would not find or could not make
 }
 
@@ -293,8 +294,11 @@ func (f *file) finishDaemon(d *Daemon, o Options) {
 	case filepath.IsAbs(runtime):
 		d.RunDir = filepath.Join(runtime, "zhx")
 	default:
-		f.report(at("run_dir"), false, "run_dir in [daemon] is not set, and neither is $XDG_RUNTIME_DIR; not being root, zhx needs one of them")
-		return
+		f.report(at("run_dir"), o.Others, "run_dir in [daemon] is not set, and neither is $XDG_RUNTIME_DIR; not being root, zhx needs one of them")
+		if !o.Others {
+			return
+		}
+		d.RunDir = "/run/zhx"
 	}
 	if d.StateDir == "" {
 		if d.StateDir = d.RunDir; d.RunDir == "/run/zhx" {

@@ -334,7 +334,7 @@ func TestSuggest(t *testing.T) {
 		"watchdog_timout": "watchdog_timeout", "WATCHDOG": "watchdog", "restart_dealy": "restart_delay", "cmd": "", "env": "",
 		"comand": "command", "enviroment": "environment", "autostrat": "autostart", "stop-timeout": "stop_timeout", "": "", "x": "", "restart_max_delay": "restart_delay", "tyy": "tty",
 	} {
-		if got := suggest(word, keysOf("client")); got != want {
+		if got := Suggest(word, keysOf("client")); got != want {
 			t.Errorf("%q: suggested %q, want %q", word, got, want)
 		}
 	}

@@ -279,7 +279,7 @@ func (f *file) unknownSection(name string) string {
 	case !isTable:
 		return fmt.Sprintf("unknown key %q outside of any section", name)
 	}
-	text, meant := fmt.Sprintf("unknown section [%s]", section([]string{name})), suggest(name, sections)
+	text, meant := fmt.Sprintf("unknown section [%s]", section([]string{name})), Suggest(name, sections)
 	for key, kind := range map[string]string{"command": "client", "clients": "group"} {
 		if meant == "" && table[key] != nil {
 			meant = section([]string{kind, name})
@@ -296,14 +296,14 @@ func section(path []string) string { return printable(toml.Key(path).String()) }
 
 // DidYouMean is "; did you mean \"X\"?", X being the candidate that word was likely meant to be, or "".
 func DidYouMean(word string, candidates []string) string {
-	if s := suggest(word, candidates); s != "" {
+	if s := Suggest(word, candidates); s != "" {
 		return fmt.Sprintf("; did you mean %q?", s)
 	}
 	return ""
 }
 
-// suggest is the candidate that word was likely meant to be, or "".
-func suggest(word string, candidates []string) string {
+// Suggest is the candidate that word was likely meant to be, or "".
+func Suggest(word string, candidates []string) string {
 	plain := strings.NewReplacer("-", "_")
 	best, at := "", min(max(2, len(word)/4), len(word)-1)+1
 	word = plain.Replace(strings.ToLower(word))
@@ -315,21 +315,23 @@ func suggest(word string, candidates []string) string {
 	return best
 }
 
-// distance is how many letters must be put in, left out or exchanged to make b of a.
+// distance is how many letters must be put in, left out, exchanged, or swapped with the next, to make b of a.
 func distance(a, b string) int {
-	row := make([]int, len(b)+1)
+	row, above, above2 := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
+		row, above, above2 = above2, row, above
 		row[0] = i + 1
 		for j := range len(b) {
-			d := diagonal
+			row[j+1] = above[j]
 			if a[i] != b[j] {
-				d = 1 + min(diagonal, row[j], row[j+1])
+				row[j+1] = 1 + min(above[j], above[j+1], row[j])
 			}
-			diagonal, row[j+1] = row[j+1], d
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], above2[j-1]+1)
+			}
 		}
 	}
 	return row[len(b)]

@@ -426,7 +426,7 @@ func (v *two) from(f []byte, fds []int, from *claim) {
 		v.answer(f, wire.ErrNoFDs, "")
 	case kind == wire.TypePublish:
 		if !wire.ValidTopic(string(to)) {
-			v.answer(f, wire.ErrBad, "")
+			v.answer(f, wire.ErrBad, "a topic is words of A-Z a-z 0-9 _ - with dots between them")
 		} else if err := p.may(from, Publish, to); err != nil {
 			b.count.refused.Add(1)
 			v.answer(f, wire.ErrDenied, err.Error())
@@ -441,7 +441,9 @@ func (v *two) from(f []byte, fds []int, from *claim) {
 		if policy == wire.LatestOnly {
 			limit = 1
 		}
-		if !wire.ValidPattern(string(to)) || policy > wire.Disconnect {
+		if !wire.ValidPattern(string(to)) {
+			v.answer(f, wire.ErrBad, "a pattern is words with dots between them, where * is any one and > at the end one or more")
+		} else if policy > wire.Disconnect {
 			v.answer(f, wire.ErrBad, "")
 		} else if err := p.may(from, Subscribe, to); err != nil {
 			b.count.refused.Add(1)
