@@ -101,8 +101,8 @@ func (b *Broker) listen(ln net.Listener) (*listener, error) {
 	b.listeners[l] = struct{}{}
 	closed := b.closed
 	if b.hangups == nil && !closed {
-		b.feeders = openFeeders()
-		b.hangups = openHangups(b.feeders)
+		b.hangups = openHangups()
+		b.feeders = openFeeders(b.hangups)
 		b.wg.Go(b.hangups.run)
 		b.wg.Go(func() { b.feeders.run(b.hangups) })
 	}

@@ -254,13 +254,13 @@ func (b *Broker) Close() {
 		close(b.done)
 	}
 	listeners := slices.Collect(maps.Keys(b.listeners))
-	if b.hangups != nil {
+	b.mu.Unlock()
+	if b.hangups != nil { // for good, since it is closed
 		b.hangups.close()
 	}
 	if b.feeders != nil {
-		b.feeders.close()
+		b.feeders.close() // waits for a round, which a gate may have call the broker
 	}
-	b.mu.Unlock()
 	for _, l := range listeners {
 		l.close()
 	}

@@ -29,7 +29,7 @@ var errFeeds = errors.New("it only feeds")
 // feeders is an epoll instance of those peers, which hangups watches in turn, and what gives the pace.
 type feeders struct {
 	// Immutable:
-	fd    int      // of set
+	fd    int      // of set; -1: there is none
 	set   *os.File // nil: there is none, and every reader reads its own
 	timer *os.File // a timerfd: time.Sleep would wake two threads
 	raw   syscall.RawConn
@@ -39,17 +39,25 @@ type feeders struct {
 	reading *peer         // whose bytes run handles
 }
 
-func openFeeders() *feeders {
-	f := &feeders{peers: map[int]*peer{}}
+func openFeeders(h *hangups) *feeders {
+	f := &feeders{fd: -1, peers: map[int]*peer{}}
+	h.feeders = f
 	timer, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
 		return f
 	}
 	f.timer = os.NewFile(uintptr(timer), "feeders")
 	f.raw, _ = f.timer.SyscallConn() // fails for a closed file only
-	if f.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err == nil {
-		f.set = os.NewFile(uintptr(f.fd), "feeders")
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil || f.timer.SetReadDeadline(time.Time{}) != nil { // the poller has not taken it
+		unix.Close(fd)
+		return f
 	}
+	if h.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLONESHOT) != nil { // nobody would ring for it
+		unix.Close(fd)
+		return f
+	}
+	f.fd, f.set = fd, os.NewFile(uintptr(fd), "feeders")
 	return f
 }
 
@@ -58,7 +66,6 @@ func (f *feeders) run(h *hangups) {
 	if f.set == nil {
 		return
 	}
-	h.control(unix.EPOLL_CTL_ADD, f.fd, unix.EPOLLIN|unix.EPOLLONESHOT)
 	f.raw.Read(func(uintptr) bool { // comes back at each expiration
 		if f.round() {
 			f.next(feederPace)
@@ -81,7 +88,7 @@ func (f *feeders) round() (some bool) {
 	var events [64]unix.EpollEvent
 	buf := buffers.Get().(*[readSize]byte)
 	defer buffers.Put(buf)
-	for n := len(events); n == len(events); {
+	for began, n := time.Now(), len(events); n == len(events) && time.Since(began) < feederPace; { // in a flood it would never end
 		n = epollNow(f.fd, events[:])
 		for _, e := range events[:n] {
 			if p := f.begin(int(e.Fd)); p != nil {
@@ -134,6 +141,10 @@ func (p *peer) takeFeeds(buf []byte) bool {
 		b = b[size:]
 	}
 	p.unread = append(p.unread, b...)
+	if err == errFDs {
+		p.kick()
+	}
+	p.out.kick() // what it was refused
 	return len(b) == 0 && err == unix.EAGAIN
 }
 
@@ -197,7 +208,7 @@ func (f *feeders) join(p *peer) bool {
 	if f.set == nil || !p.out.mu.TryLock() {
 		return false
 	}
-	defer p.out.mu.Unlock() // a writer finds it either here or there
+	defer p.out.unlock() // a writer finds it either here or there
 	if !p.out.idle() {
 		return false
 	}

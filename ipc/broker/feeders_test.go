@@ -5,9 +5,11 @@ package broker
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -120,6 +122,10 @@ func TestFeedersSpeak(t *testing.T) {
 		w.joins(f)
 		f.write(f.message("r", "three"))
 		r.want("three")
+		w.until("it is parked", func() bool { return !p.busy.Load() })
+		if p.unread != nil {
+			t.Error("what was read for it is kept")
+		}
 	})
 }
 
@@ -153,7 +159,7 @@ func (f *feeder) text() string {
 	return string(f.talker.next().Body)
 }
 
-// The name of one that closes is free at once; what it sent before counts.
+// The name of one that closes is free, and what it sent before counts.
 func TestFeedersLeave(t *testing.T) {
 	eachFeeder(t, func(t *testing.T, w *world, f *feeder) {
 		f.write(f.feed(7))
@@ -200,6 +206,52 @@ func TestFeedersPassDescriptors(t *testing.T) {
 	if got := r.next(); string(got.Body) != "look" || got.FDs != 1 {
 		t.Errorf("%+v", got)
 	}
+}
+
+// What is queued for one that is just joining the others is written nevertheless.
+func TestFeedersJoinWhileSpokenTo(t *testing.T) {
+	w := start(t)
+	f := w.feeder(Unix, 2, "f")
+	p, h := w.peerOf("f"), w.hangups
+	w.feeders.mu.Lock() // it has the outlet's lock meanwhile
+	f.write(f.feed(feederFeeds))
+	for watched := true; watched; {
+		h.mu.Lock()
+		watched = slices.Contains(slices.Collect(maps.Values(h.peers)), p)
+		h.mu.Unlock()
+	}
+	p.tell(&wire.Frame{Type: wire.TypeState, To: "x"})
+	w.feeders.mu.Unlock()
+	if got := f.talker.next(); got.Type != wire.TypeState {
+		t.Errorf("%+v", got)
+	}
+}
+
+// One whose name is another user's by now is told so at once.
+func TestFeedersAreRefused(t *testing.T) {
+	w := start(t, func(b *Broker) { b.equal = true })
+	f := w.feeder(Unix, 2, "f")
+	p := w.peerOf("f")
+	f.name = "x"
+	f.write(f.feed(feederFeeds))
+	w.until("it is read with the others", func() bool { return w.feeders.has(p) })
+	w.names.mu.Lock()
+	w.names.receivers["x"] = &claim{peer: &peer{user: &user{uid: -1}}}
+	w.names.mu.Unlock()
+	f.write(f.feed(1))
+	f.talker.wantError(0, wire.ErrDenied)
+}
+
+// The limits of descriptors on their way hold for them, too.
+func TestFeedersPassTooMany(t *testing.T) {
+	w := start(t, func(b *Broker) { b.maxTransit = 4 })
+	f := w.feeder(Unix, 2, "f")
+	w.joins(f)
+	if _, _, err := f.Conn.(*net.UnixConn).WriteMsgUnix(f.feed(1)[:9], unix.UnixRights(0, 0, 0, 0, 0), nil); err != nil {
+		t.Fatal(err)
+	}
+	f.closed()
+	w.until("they are closed", func() bool { return w.Counters().InTransit == 0 })
 }
 
 // Many that feed, speak and are spoken to, at random: each feed counts, and each message comes, in order.

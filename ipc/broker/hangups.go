@@ -15,20 +15,20 @@ import (
 )
 
 // hangups is an epoll instance that every peer is in, for EPOLLRDHUP alone (and EPOLLHUP and EPOLLERR, which epoll(7)
-// always tells). The runtime's poller watches it in turn.
+// always tells), but those that feeders has: for them, its set is. The runtime's poller watches it in turn.
 type hangups struct {
 	// Immutable:
 	fd      int
 	file    *os.File // fd; nil: there is none, and every reader reads to the end
 	raw     syscall.RawConn
-	feeders *feeders
+	feeders *feeders // set by openFeeders
 
 	mu    sync.Mutex
 	peers map[int]*peer // by descriptor, while that is open
 }
 
-func openHangups(f *feeders) *hangups {
-	h := &hangups{feeders: f, peers: map[int]*peer{}}
+func openHangups() *hangups {
+	h := &hangups{peers: map[int]*peer{}}
 	var err error
 	if h.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return h

@@ -186,7 +186,7 @@ func (p *peer) drainAll() error {
 func (p *peer) read(b []byte) (int, error) {
 	if len(p.unread) > 0 {
 		n := copy(b, p.unread)
-		p.unread = p.unread[n:]
+		p.unread = append([]byte(nil), p.unread[n:]...) // nil: nothing of a large one is kept
 		return n, nil
 	}
 	if v := p.v2.Load(); v != nil && v.oob != nil {
