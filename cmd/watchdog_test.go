@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"zhx/daemon/control"
 	"zhx/ipc"
 	"zhx/ipc/wire"
 )
@@ -201,7 +202,7 @@ watchdog_timeout = "500ms"
 	t.Logf("%d sent, feeds %+v", c.Messages.Sent, *c.Watchdog.Interval)
 }
 
-// A run says once how long it may be silent; that holds under the next zhxd, too.
+// A run says once how long it may be silent; that holds under the next zhxd, too. So does a pause by hand, for the next run as well.
 func TestAdoptedTimeout(t *testing.T) {
 	dir := t.TempDir()
 	exe, err := os.Executable()
@@ -215,13 +216,56 @@ func TestAdoptedTimeout(t *testing.T) {
 	p := startZhxd(t, "--config", conf)
 	p.await(0, 30*time.Second, `\[zhxd\] ready \(`)
 	until(t, "its own timeout holds", asked)
-	p.Process.Kill()
-	<-p.ended
-	p = startZhxd(t, "--config", conf)
-	p.await(0, 30*time.Second, `\[patient\] adopted `, `\[zhxd\] ready \(`)
-	if !asked() {
+	zhxd := control.Dial(sock)
+	if _, err := zhxd.Pause(t.Context(), control.PauseRequest{Names: []string{"patient"}, Seconds: 600, Reason: "gdb"}); err != nil {
+		t.Fatal(err)
+	}
+	crash := func() {
+		t.Helper()
+		until(t, "what holds is recorded", func() bool {
+			record, _ := os.ReadFile(dir + "/run/state/patient.json")
+			return strings.Contains(string(record), `"armed":true`) && strings.Contains(string(record), `"timeout":`)
+		})
+		p.Process.Kill()
+		<-p.ended
+		p = startZhxd(t, "--config", conf)
+		p.await(0, 30*time.Second, `\[patient\] adopted `, `\[zhxd\] ready \(`)
+		if !asked() {
+			t.Errorf("adopted: %+v", client(t, sock, "patient").Watchdog)
+		}
+	}
+	paused := func() bool {
+		w := client(t, sock, "patient").Watchdog
+		return w.Pause != nil && strings.HasSuffix(*w.Pause, ": gdb") && *w.PausedFor > 0 && *w.PausedFor < 600
+	}
+	crash()
+	if events := events(t, zhxd); !strings.Contains(events, "which an earlier zhxd has started") {
+		t.Errorf("the adoption is no event: %s", events)
+	}
+	if !paused() {
 		t.Errorf("adopted: %+v", client(t, sock, "patient").Watchdog)
 	}
+	syscall.Kill(*client(t, sock, "patient").PID, syscall.SIGKILL)
+	until(t, "the next run is armed", func() bool { return *client(t, sock, "patient").Run == 2 && asked() })
+	crash()
+	if !paused() {
+		t.Errorf("its next run, adopted: %+v", client(t, sock, "patient").Watchdog)
+	}
+	if _, err := zhxd.Resume(t.Context(), control.Which{Names: []string{"patient"}}); err != nil {
+		t.Fatal(err)
+	}
+	crash()
+	if paused() {
+		t.Error("a pause that was ended has come back")
+	}
+}
+
+func events(t *testing.T, zhxd *control.Client) (text string) {
+	t.Helper()
+	if err := zhxd.Events(t.Context(), control.EventQuery{N: -1}, func(e control.Event) error { text += e.Text + "; "; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 // slowReader takes a message each 20 ms, and nothing ahead of that.

@@ -403,6 +403,10 @@ func (b backend) tail(name string, ring *logs.Ring, q control.LogQuery, from tim
 
 // Tap implements control.Backend.
 func (b backend) Tap(ctx context.Context, by control.Caller, pattern string) (iter.Seq[control.TapEvent], error) {
+	if pattern != "" && !wire.ValidPattern(pattern) {
+		return nil, control.Errorf(control.CodeUsage, "zhxctl tap, or a name, or a topic in which * is any word and > at the end one word or more",
+			"tap: %q means no name and no topic", pattern)
+	}
 	b.log.Info("tapped", "by", by.String(), "pattern", pattern)
 	events := b.bus.Tap(ctx, pattern)
 	return func(yield func(control.TapEvent) bool) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -279,5 +280,28 @@ func TestHeart(t *testing.T) {
 	}
 	if c.fed.Load() != 0 || len(heard) != 0 {
 		t.Errorf("fed %d times, init %d, while a part was stuck", c.fed.Load(), len(heard))
+	}
+}
+
+// A broker, or a process manager, that hangs in its own lock keeps the card from being fed, until it goes on.
+func TestHeartOfParts(t *testing.T) {
+	c := &card{}
+	var d *Daemon
+	z := serveOn(t, fmt.Sprintf("state_dir = %q\n[watchdog]\ndevice = \"/dev/watchdog\"\n", lasting(t)), Options{device: c.open, made: func(made *Daemon) { d = made }})
+	for _, part := range []any{d.bus, d.procs} {
+		missed := func() int { return strings.Count(z.log.String(), "a part of zhxd does not answer") }
+		mu := (*sync.Mutex)(reflect.ValueOf(part).Elem().FieldByName("mu").Addr().UnsafePointer())
+		mu.Lock()
+		unlock := sync.OnceFunc(mu.Unlock)
+		t.Cleanup(unlock)
+		before := missed()
+		z.until("it is missed", func() bool { return missed() > before })
+		fed := c.fed.Load()
+		<-time.After(time.Second) // what is tested is time: the card wants to be fed three times in that
+		if c.fed.Load() > fed+1 { // an answer may have been on its way
+			t.Errorf("fed while %T was stuck", part)
+		}
+		unlock()
+		z.until("it is fed on", func() bool { return c.fed.Load() > fed+1 })
 	}
 }

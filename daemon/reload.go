@@ -256,6 +256,7 @@ func (d *Daemon) apply(conf *config.Config) procman.Plan {
 		d.bus.Changed(name)
 	}
 	for name := range owners { // its hold, or that it is a client's
+		d.stateEvent(name) // that it was adopted, before it could be asked for
 		d.bus.Changed(name)
 	}
 	return planWith(plan, old.Clients, conf.Clients)

@@ -15,6 +15,7 @@ import (
 
 	"zhx/daemon/control"
 	"zhx/ipc/broker"
+	"zhx/ipc/wire"
 	"zhx/procman"
 	"zhx/procman/proc"
 )
@@ -60,7 +61,10 @@ func (b backend) counters() map[string]int64 {
 		"messages_dropped": n.Dropped, "packets_refused": n.Refused, "peers_malformed": n.Malformed, "peers_truncated": n.Truncated,
 		"peers_over_limit": n.OverLimit, "peers_no_descriptor": n.NoDescriptor, "peers_replaced": n.Replaced, "receivers_stuck": n.Stuck,
 		"messages_held": n.Held, "messages_released": n.Released, "messages_expired": n.Expired, "published": n.Published,
-		"publications_lost": n.Gaps, "replies_unanswered": n.Unanswered, "answers_untold": n.Untold,
+		"publications_lost":        n.Gaps[wire.DropOldest] + n.Gaps[wire.DropNewest] + n.Gaps[wire.LatestOnly] + n.Gaps[wire.Disconnect],
+		"publications_lost_oldest": n.Gaps[wire.DropOldest], "publications_lost_newest": n.Gaps[wire.DropNewest],
+		"publications_lost_latest": n.Gaps[wire.LatestOnly], "publications_lost_disconnect": n.Gaps[wire.Disconnect],
+		"replies_unanswered": n.Unanswered, "answers_untold": n.Untold,
 		"bytes_received": n.Sent.Bytes, "bytes_written": n.Written.Bytes, "bytes_waiting": n.Waiting,
 		"descriptors_received": n.Sent.FDs, "descriptors_written": n.Written.FDs, "descriptors_in_transit": n.InTransit,
 		"notifications_refused": refused, "notifications_malformed": malformed,

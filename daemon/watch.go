@@ -290,6 +290,15 @@ func (c *client) paused() *pause {
 	return c.pause
 }
 
+// Paused implements procman.Events.
+func (d *Daemon) Paused(name string, left time.Duration, text string) {
+	if c := d.client(name); c != nil {
+		c.mu.Lock()
+		c.pause = &pause{until: time.Now().Add(left), text: text}
+		c.mu.Unlock()
+	}
+}
+
 // Pause implements control.Backend.
 func (b backend) Pause(_ context.Context, by control.Caller, m control.PauseRequest) ([]control.Outcome, error) {
 	length := time.Duration(m.Seconds * float64(time.Second))
@@ -322,6 +331,11 @@ func (b backend) setPause(by control.Caller, w control.Which, p *pause, tell fun
 			tell(c.current)
 		}
 		c.mu.Unlock()
+		if p == nil {
+			b.procs.Pause(name, 0, "")
+		} else {
+			b.procs.Pause(name, proc.Uptime()+time.Until(p.until), p.text)
+		}
 		o := control.Outcome{Name: name, Text: done}
 		if mode == "off" {
 			o.Text += `, which is off`

@@ -17,6 +17,7 @@ import (
 
 	"zhx/daemon/control"
 	"zhx/procman/proc"
+	"zhx/watchdog"
 )
 
 // A client that arms and never feeds, with a short timeout.
@@ -300,6 +301,38 @@ func TestTraced(t *testing.T) {
 	z.logged(fmt.Sprintf("[lazy] warn: killed by the watchdog (run=%d", run))
 	if d := time.Since(left); d < 300*time.Millisecond {
 		t.Errorf("killed %v after the debugger left", d)
+	}
+}
+
+// A client that another keeps from the only processor that it may run on is given the time that it waited, once, and the verdict says so.
+func TestStarvedClient(t *testing.T) {
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		t.Fatal(err)
+	}
+	cpu := 0
+	for !cpus.IsSet(cpu) {
+		cpu++
+	}
+	z := serve(t, fmt.Sprintf("[defaults]\ncommand = [%q, \"role-spin\"]\ncpu_affinity = [%d]\n[client.burner]\nwatchdog = \"off\"\n[client.starved]\nnice = 19\nwatchdog_timeout = \"1s\"\n", exe(t), cpu))
+	z.logged(" of them given since it waited for a processor")
+}
+
+// A timeout that the slowest feed nearly took is too tight, one of which it took next to nothing too loose; few feeds tell nothing.
+func TestHint(t *testing.T) {
+	for _, row := range []struct {
+		feeds   int64
+		slowest time.Duration
+		want    string
+	}{
+		{hintFeeds, 4200 * time.Millisecond, "too tight: slowest feed 4.2s of 5s"},
+		{hintFeeds, 2 * time.Second, ""},
+		{hintFeeds, 100 * time.Millisecond, "too loose: slowest feed 100ms of 5s"},
+		{hintFeeds - 1, 4200 * time.Millisecond, ""},
+	} {
+		if got := hint(watchdog.Status{Timeout: 5 * time.Second, Intervals: watchdog.Intervals{Count: row.feeds, Max: row.slowest}}); got != row.want {
+			t.Errorf("%+v: %q", row, got)
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ import (
 // cases are plays, a line an act:
 //
 //	a COMMAND      the driver is told so
-//	a< LINE        the driver says so, now or before; ~ begins a regular expression
+//	a< LINE        the driver says so, now or before; ~ begins a regular expression. A sender's messages, and a topic's publications, come in order
 //	v1 TO TEXT     a packet from "one"
 //	v1< TEXT       "one" receives a packet
 //	state NAME WORD, deny FROM TO, allow     what the daemon says from now on
@@ -517,11 +517,17 @@ func (a *actor) hears(want string) {
 	for {
 		a.mu.Lock()
 		i := slices.IndexFunc(a.said, fits)
+		said, early := strings.Join(a.said, "\n\t"), -1
 		if i >= 0 {
+			words := strings.SplitAfterN(a.said[i], " ", 3) // what it is, and of whom
+			kind := strings.Join(words[:min(2, len(words))], "")
+			early = slices.IndexFunc(a.said[:i], func(line string) bool { return strings.HasPrefix(line, kind) })
 			a.said = slices.Delete(a.said, i, i+1)
 		}
-		said := strings.Join(a.said, "\n\t")
 		a.mu.Unlock()
+		if early >= 0 && (strings.HasPrefix(want, "message ") || strings.HasPrefix(want, "~message ") || strings.HasPrefix(want, "publication ")) {
+			a.t.Errorf("%s said %q not before\n\t%s", a.name, want, said)
+		}
 		if i >= 0 {
 			return
 		}

@@ -72,7 +72,7 @@ func (h *system) spawn(s *Spec, r *record, in inlet) (_ life, err error) {
 		return nil, err
 	}
 	l := h.newRun(r.Run)
-	*r = record{Version: r.Version, Client: r.Client, StoppedBy: r.StoppedBy, Receiver: r.Receiver, Run: r.Run, Mark: rand.Text(), Boot: h.boot,
+	*r = record{Version: r.Version, Client: r.Client, StoppedBy: r.StoppedBy, Receiver: r.Receiver, Paused: r.Paused, PausedBy: r.PausedBy, Run: r.Run, Mark: rand.Text(), Boot: h.boot,
 		UID: c.uid, Sum: h.sumOf(s), TTY: s.TTY, Began: int64(proc.Uptime())}
 	l.Tree = h.o.Kernel.NewTree(s.Name, r.Run, r.Mark, c.uid)
 	r.Cgroup = l.Tree.Cgroup()

@@ -154,6 +154,7 @@ func (l *lockedBuffer) String() string {
 
 func (st *station) Began(string, uint64, *proc.Tree)     {}
 func (st *station) Armed(string, uint64)                 {}
+func (st *station) Paused(string, time.Duration, string) {}
 func (st *station) Said(string, uint64, Sign)            {}
 func (st *station) GaveUp(string, uint64, string)        {}
 func (st *station) Running(_ string, _ uint64, pid int)  { st.started <- pid }

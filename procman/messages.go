@@ -5,11 +5,12 @@ package procman
 import (
 	"fmt"
 	"syscall"
+	"time"
 
 	"zhx/procman/notify"
 )
 
-const byMax = 100 // bytes that a record keeps of who stopped a client; the rest is cut
+const byMax = 100 // bytes that a record keeps of who stopped a client, or paused its watchdog; the rest is cut
 
 // A waiter is a request that is answered when its aim is reached or out of reach.
 type waiter struct {
@@ -208,6 +209,16 @@ func (m registeredMsg) on(p *program) {
 		p.handle(event{kind: evRegistered, run: m.run})
 	}
 	p.rec.Ready = p.m.ready
+	p.save()
+}
+
+type pauseMsg struct {
+	until time.Duration
+	text  string
+}
+
+func (m pauseMsg) on(p *program) {
+	p.rec.Paused, p.rec.PausedBy = int64(m.until), m.text[:min(len(m.text), byMax)]
 	p.save()
 }
 

@@ -89,6 +89,8 @@ type Events interface {
 	Running(name string, run uint64, pid int)     // the program executes
 	Ended(name string, run uint64, last LastExit) // the tree is empty, its output drained; also after a spawn that failed
 
+	Paused(name string, left time.Duration, text string) // before all else: under an earlier zhxd somebody had paused its watchdog
+
 	Armed(name string, run uint64) // an adopted run had armed its watchdog
 	// Said is what the watchdog has to know of a word by sd_notify(3). It is called on the goroutine of the run's notify socket,
 	// before anything else of that word is carried out; and at an adoption, for the timeout that the run had asked for.
@@ -392,6 +394,11 @@ func (s *Set) Warn(name string, run uint64, sig syscall.Signal) { s.note(name, w
 // left alone. They wait for the client's loop.
 func (s *Set) Registered(name string, run uint64) { s.note(name, registeredMsg{run: run}) }
 func (s *Set) Armed(name string, run uint64)      { s.note(name, registeredMsg{run: run, armed: true}) }
+
+// Pause notes for a zhxd to come that the client's watchdog is paused until that proc.Uptime, or, 0, that it is not.
+func (s *Set) Pause(name string, until time.Duration, text string) {
+	s.note(name, pauseMsg{until, text})
+}
 
 // Unheard tells whether the run has said something by sd_notify(3) that is not handled yet.
 func (s *Set) Unheard(name string, run uint64) bool {

@@ -136,6 +136,9 @@ func newProgram(spec Spec, h host, s *Set) *program {
 	})
 	p.ring.SetFile(spec.LogFile)
 	p.load()
+	if left := time.Duration(p.rec.Paused) - proc.Uptime(); left > 0 {
+		p.events.Paused(p.name, left, p.rec.PausedBy)
+	}
 	p.adopt()
 	p.publish()
 	return p

@@ -73,6 +73,10 @@ func (w *world) Began(string, uint64, *proc.Tree)       {}
 func (w *world) Running(name string, run uint64, _ int) {}
 func (w *world) Armed(string, uint64)                   {}
 
+func (w *world) Paused(name string, left time.Duration, text string) {
+	w.note("paused %s %v %s", name, left > 0, text)
+}
+
 func (w *world) Said(name string, run uint64, sign Sign) { w.note("said %s %d %+v", name, run, sign) }
 func (w *world) GaveUp(name string, run uint64, why string) {
 	w.note("gave up %s %d: %s", name, run, why)

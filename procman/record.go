@@ -48,6 +48,8 @@ type record struct {
 	Cgroup    string `json:"cgroup,omitempty"`     // the run's cgroup2
 	StoppedBy string `json:"stopped_by,omitempty"` // stopped by hand: not started by autostart
 	Receiver  bool   `json:"receiver,omitempty"`   // a run has registered with the broker
+	Paused    int64  `json:"paused,omitempty"`     // its watchdog, by hand, until that proc.Uptime, in nanoseconds; of another boot: not
+	PausedBy  string `json:"paused_by,omitempty"`  // who, and why
 	Exited    bool   `json:"exited,omitempty"`     // it is in that state: not started by autostart either, until the next boot
 
 	// What the next zhxd has to know to go on with the run.
@@ -104,6 +106,9 @@ func (h *system) load() (record, error) {
 		return fresh, fmt.Errorf("record %s: %w; remove it when nothing of this client lives", h.path(), err)
 	}
 	r.Exited = r.Exited && r.Boot == h.boot
+	if r.Boot != h.boot {
+		r.Paused = 0
+	}
 	return r, nil
 }
 

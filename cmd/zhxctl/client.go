@@ -103,6 +103,8 @@ the client restarts; the default), written (it is in the client's socket), handl
 					_, err := c.Send(ctx, to, body, ipc.At(max(ipc.Level(want), ipc.Accepted)))
 					return refusal("send to", to, c.Name(), err)
 				})
+			case len(body) > control.SendMax:
+				return control.Errorf(control.CodeUsage, "--level accepted sends as many as max_body says", "send: the text has %d bytes, at most %d", len(body), control.SendMax)
 			case !utf8.Valid(body):
 				return control.Errorf(control.CodeUsage, "--level accepted sends any bytes", "send: the text is not UTF-8, and would not arrive as it is")
 			}

@@ -326,6 +326,13 @@ func TestVerbs(t *testing.T) {
 	if ask(t, &b, "send", "gps", "a b", "--from", "me"); b.sent != (control.SendRequest{Target: "gps", Source: "me", Text: "a b"}) {
 		t.Error("send sent", b.sent)
 	}
+	long := strings.Repeat("\x01", control.SendMax) // each of which JSON writes as six
+	if code, _, errOut := ask(t, &b, "send", "gps", long); code != 0 || b.sent.Text != long {
+		t.Errorf("a long text: exit %d, %d bytes\n%s", code, len(b.sent.Text), errOut)
+	}
+	if code, _, errOut := ask(t, &b, "send", "gps", long+"x"); code != 2 || !strings.Contains(errOut, "--level accepted") {
+		t.Errorf("a text that is too long: exit %d\n%s", code, errOut)
+	}
 }
 
 // plan makes rows of "NAME ACTION WHY".

@@ -58,19 +58,22 @@ func (a *app) resumeCmd() *cobra.Command {
 }
 
 func (a *app) showWatchdog(st control.Status) {
-	rows, below := [][]string{{"NAME", "LEFT", "TIMEOUT", "MIN", "MEAN", "P99", "MAX", "MISSES", "LAPSES"}}, [][]string{nil}
+	rows, below := [][]string{{"NAME", "LEFT", "TIMEOUT", "MIN", "MEAN", "P99", "MAX", "MARGIN", "MISSES", "LAPSES"}}, [][]string{nil}
 	for _, c := range st.Clients {
 		w := c.Watchdog
 		if w == nil {
-			rows, below = append(rows, []string{c.Name, "off", "", "", "", "", "", "", ""}), append(below, nil)
+			rows, below = append(rows, []string{c.Name, "off", "", "", "", "", "", "", "", ""}), append(below, nil)
 			continue
 		}
-		cells := []string{c.Name, dogText(w), exact(w.Timeout), "-", "-", "-", "-", strconv.FormatInt(w.Misses, 10), strconv.FormatInt(w.Lapses, 10)}
+		cells := []string{c.Name, dogText(w), exact(w.Timeout), "-", "-", "-", "-", "-", strconv.FormatInt(w.Misses, 10), strconv.FormatInt(w.Lapses, 10)}
 		if w.Remaining != nil && w.PausedFor == nil && !w.Traced {
 			cells[1] = exact(*w.Remaining)
 		}
 		if i := w.Interval; i != nil {
 			copy(cells[3:], []string{exact(i.Min), exact(i.Mean), exact(i.P99), exact(i.Max)})
+		}
+		if w.Margin != nil {
+			cells[7] = exact(*w.Margin)
 		}
 		var notes []string
 		if w.Hint != nil {
@@ -81,7 +84,7 @@ func (a *app) showWatchdog(st control.Status) {
 		}
 		rows, below = append(rows, cells), append(below, notes)
 	}
-	a.table(a.fit(rows, "P99", "MIN", "MEAN", "TIMEOUT", "MAX", "MISSES"), below...)
+	a.table(a.fit(rows, "P99", "MIN", "MEAN", "TIMEOUT", "MAX", "MARGIN", "MISSES"), below...)
 }
 
 // exact is a duration with the digits that matter to a deadline.

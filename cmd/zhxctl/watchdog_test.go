@@ -12,19 +12,19 @@ import (
 func TestWatchdog(t *testing.T) {
 	b := &canned{status: control.Status{Daemon: &control.DaemonStatus{}, Clients: []control.ClientStatus{
 		{Name: "gps", State: "running", Watchdog: &control.WatchdogStatus{Armed: true, Timeout: 5, Remaining: new(4.2), Misses: 3, Lapses: 1, Credited: 0.4,
-			Interval: &control.IntervalStatus{Count: 99, Min: 0.9, Mean: 1.0042, P99: 3.1, Max: 4.2}, Hint: new("too tight: slowest feed 4.2s of 5s")}},
+			Interval: &control.IntervalStatus{Count: 99, Min: 0.9, Mean: 1.0042, P99: 3.1, Max: 4.2}, Margin: new(0.8), Hint: new("too tight: slowest feed 4.2s of 5s")}},
 		{Name: "modem", State: "running", Watchdog: &control.WatchdogStatus{Timeout: 9}},
 		{Name: "camera", State: "running", Watchdog: &control.WatchdogStatus{Timeout: 9, Paused: true, PausedFor: new(61.0), Pause: new("root (pid 7): gdb")}},
 		{Name: "ui", State: "running", Watchdog: &control.WatchdogStatus{Armed: true, Timeout: 90, Remaining: new(90.0), Traced: true}},
 		{Name: "logger", State: "running"},
 	}}}
-	const want = `NAME    LEFT       TIMEOUT  MIN    MEAN  P99   MAX   MISSES  LAPSES
-gps     4.2s       5s       900ms  1s    3.1s  4.2s  3       1
+	const want = `NAME    LEFT       TIMEOUT  MIN    MEAN  P99   MAX   MARGIN  MISSES  LAPSES
+gps     4.2s       5s       900ms  1s    3.1s  4.2s  800ms  3       1
   too tight: slowest feed 4.2s of 5s
   was given 400ms more, since it waited for a processor
-modem   not armed  9s       -      -     -     -     0       0
-camera  paused 1m  9s       -      -     -     -     0       0
-ui      traced     1m 30s   -      -     -     -     0       0
+modem   not armed  9s       -      -     -     -     -  0       0
+camera  paused 1m  9s       -      -     -     -     -  0       0
+ui      traced     1m 30s   -      -     -     -     -  0       0
 logger  off
 `
 	if code, out, errOut := ask(t, b, "watchdog"); code != 0 || squeeze(out) != squeeze(want) || errOut != "" {

@@ -35,12 +35,15 @@ const (
 	metricsRest  = 250 * time.Millisecond // how long a page of metrics is good for those who ask over TCP
 	metricsConns = 16                     // connLimit, of those
 	headerLimit  = 16 << 10               // bytes of a request's header; more: 431 by net/http
-	bodyLimit    = 64 << 10               // bytes of a request's body; more: an error
+	bodyLimit    = 7 * SendMax            // bytes of a request's body, in which JSON may write each of a text as six; more: an error
 	readLimit    = 5 * time.Second        // for the header of a request to arrive, and again for its body; then it is an error
 	hearLimit    = 500 * time.Millisecond // for an asker that is stopped by what it asked for to read the answer; then it begins
 	idleLimit    = 30 * time.Second       // between two requests on a connection; then it is closed
 	writeLimit   = 10 * time.Second       // for a reader to take what was written; then the connection is closed
 	endLimit     = time.Second            // for answers under way when the server ends; then they are cut off
+
+	// SendMax are the bytes of a message that zhxd sends itself: as many as any client's may have by default.
+	SendMax = 256 << 10
 
 	// PauseMax is the longest pause of a watchdog; more is an error.
 	PauseMax = 24 * time.Hour

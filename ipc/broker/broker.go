@@ -155,12 +155,13 @@ type Counters struct {
 	Released      int64   // of those: written to it
 	Expired       int64   // of those: refused in the end
 	Published     int64   // publications
-	Gaps          int64   // publications that a slow subscriber lost
 	Unanswered    int64   // replies that came to nothing
 	Sent, Written Traffic // by peers, and to peers
 	Waiting       int64   // bytes, in all
 	InTransit     int64   // descriptors that are open here, on their way from one peer to another
 	Untold        int64   // acknowledgements, errors and states that a peer did not take
+
+	Gaps [1 + wire.Disconnect]int64 // publications that slow subscribers lost, by their policy
 }
 
 // PeerInfo is one connection as status shows it.
@@ -224,7 +225,9 @@ type Broker struct {
 // counts is Counters while they count.
 type counts struct {
 	accepted, forwarded, undeliverable, dropped, refused, malformed, truncated, overLimit, noDescriptor, replaced, stuck,
-	held, released, expired, published, gaps, unanswered, untold atomic.Int64
+	held, released, expired, published, unanswered, untold atomic.Int64
+
+	gaps [1 + wire.Disconnect]atomic.Int64
 }
 
 // New makes a broker that asks g and logs to log. It does nothing until Serve.
@@ -358,6 +361,10 @@ func (b *Broker) Counters() Counters {
 		written.add(&p.written)
 	}
 	b.mu.Unlock()
+	var gaps [len(c.gaps)]int64
+	for policy := range gaps {
+		gaps[policy] = c.gaps[policy].Load()
+	}
 	return Counters{
 		Sent: sent.load(), Written: written.load(), Waiting: b.load.Load(), InTransit: b.transit.Load(),
 		Accepted: c.accepted.Load(), Forwarded: c.forwarded.Load(), Undeliverable: c.undeliverable.Load(),
@@ -365,6 +372,6 @@ func (b *Broker) Counters() Counters {
 		Truncated: c.truncated.Load(), OverLimit: c.overLimit.Load(), NoDescriptor: c.noDescriptor.Load(),
 		Replaced: c.replaced.Load(), Stuck: c.stuck.Load(),
 		Held: c.held.Load(), Released: c.released.Load(), Expired: c.expired.Load(), Published: c.published.Load(),
-		Gaps: c.gaps.Load(), Unanswered: c.unanswered.Load(), Untold: c.untold.Load(),
+		Gaps: gaps, Unanswered: c.unanswered.Load(), Untold: c.untold.Load(),
 	}
 }

@@ -207,7 +207,7 @@ func (q *queue) publish(frame []byte, s *subscription) bool {
 		oldest := -1
 		switch s.policy {
 		case wire.Disconnect:
-			b.count.gaps.Add(1)
+			b.count.gaps[s.policy].Add(1)
 			return false
 		case wire.DropOldest, wire.LatestOnly:
 			oldest = slices.IndexFunc(q.items, func(it *item) bool { return it.sub == s && !it.gap })
@@ -229,7 +229,7 @@ func (q *queue) publish(frame []byte, s *subscription) bool {
 // lose counts a publication that is lost at a place in the queue. It wants mu.
 func (q *queue) lose(s *subscription, at int) {
 	s.lost++
-	s.peer.b.count.gaps.Add(1)
+	s.peer.b.count.gaps[s.policy].Add(1)
 	if !s.gap {
 		s.gap = true
 		q.items = slices.Insert(q.items, at, &item{sub: s, gap: true})

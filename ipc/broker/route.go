@@ -263,6 +263,12 @@ func (b *Broker) undeliverable(target, source string, code uint8, n int, by *use
 	}
 }
 
+// Why a frame is wrong, for people.
+const (
+	noName    = "no name: that is 1 to 64 of A-Z a-z 0-9 _ -, and no - first"
+	notProved = "the name it is from is not proved"
+)
+
 // words are the codes of errors for people.
 var words = [...]string{
 	wire.ErrNoName: "nobody has this name", wire.ErrRestarting: "its client is being restarted", wire.ErrStopped: "its client is stopped",

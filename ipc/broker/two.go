@@ -261,7 +261,7 @@ func (v *two) run(b []byte, n int) error {
 	if wire.FrameSession(b) != v.party.id {
 		v.refuse(m, wire.ErrBad, 0, "")
 	} else if from, ok := v.source(b, n); !ok {
-		v.refuse(m, wire.ErrDenied, 0, "")
+		v.refuse(m, wire.ErrDenied, 0, notProved)
 	} else {
 		v.carry(m, from)
 	}
@@ -277,7 +277,7 @@ func (v *two) carry(m batch, from *claim) {
 	}
 	target := wire.FrameTo(m.b)
 	if !wire.ValidName(string(target)) {
-		v.refuse(m, wire.ErrBad, 0, "")
+		v.refuse(m, wire.ErrBad, 0, noName)
 		return
 	}
 	if err := p.may(from, SendTo, target); err != nil {
@@ -401,7 +401,7 @@ func (v *two) frame(f []byte) error {
 	if kind == wire.TypeMessage || kind == wire.TypeRequest || kind == wire.TypePublish || kind == wire.TypeSubscribe {
 		from, ok := v.source(f, 1)
 		if !ok {
-			v.answer(f, wire.ErrDenied, "the name it is from is not proved")
+			v.answer(f, wire.ErrDenied, notProved)
 			return nil
 		}
 		v.from(f, fds, from)
@@ -493,7 +493,7 @@ func (v *two) own(f []byte) {
 		v.answer(f, 0, "")
 	case wire.TypeWatch:
 		if !wire.ValidName(to) {
-			v.answer(f, wire.ErrBad, "")
+			v.answer(f, wire.ErrBad, noName)
 		} else if code := b.watch(p, to); code != 0 {
 			v.answer(f, code, "")
 		}

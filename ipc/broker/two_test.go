@@ -335,7 +335,10 @@ func TestHoldEnds(t *testing.T) {
 	standing.State, standing.Expects, standing.Hold = wire.StateRestarting, true, Hold{}
 	w.stands("r", standing)
 	s.wantError(s.say(text("r", "x", wire.LevelNone)), wire.ErrRestarting)
-	if c := w.Counters(); c.Held != c.Expired || c.Released != 0 {
+	standing.Hold = Hold{Messages: 9, Bytes: 10000, For: 20 * time.Millisecond}
+	w.stands("r", standing)
+	s.wantError(s.say(text("r", "x", wire.LevelNone)), wire.ErrExpired)
+	if c := w.Counters(); c.Held != 3 || c.Held != c.Expired || c.Released != 0 {
 		t.Errorf("%+v", c)
 	}
 }
@@ -441,9 +444,13 @@ func TestSlowSubscriber(t *testing.T) {
 				w.logged("slow subscriber", 1)
 				for {
 					if _, err := slow.read(); err != nil {
-						return
+						break
 					}
 				}
+				if n := w.Counters().Gaps; n[wire.Disconnect] == 0 || n != [...]int64{wire.Disconnect: n[wire.Disconnect]} {
+					t.Errorf("counted %d", n)
+				}
+				return
 			}
 			next, lost, gaps := 0, 0, 0
 			for next < sent {
@@ -458,7 +465,7 @@ func TestSlowSubscriber(t *testing.T) {
 				next++
 			}
 			// More than one, where some are lost already while the subscriber's own reader holds the socket for an answer.
-			if gaps == 0 || gaps > 3 || int64(lost) != w.Counters().Gaps {
+			if gaps == 0 || gaps > 3 || int64(lost) != w.Counters().Gaps[c.policy] {
 				t.Errorf("%d gaps, %d lost, counted %d", gaps, lost, w.Counters().Gaps)
 			}
 		})
@@ -634,7 +641,7 @@ func TestFrameBegun(t *testing.T) {
 	}
 }
 
-// A tap sees what passes; without one nothing is looked at.
+// A tap sees what passes, and is told how much it has missed; without one nothing is looked at.
 func TestTap(t *testing.T) {
 	w := start(t)
 	w.receiver(Unix, "r")
@@ -645,7 +652,22 @@ func TestTap(t *testing.T) {
 	if e.From == "r" { // what it wrote to itself to know that it is registered: it may read it before a tap is looked for
 		e = <-events
 	}
-	if e.From != "s" || e.To != "r" || string(e.Body) != "seen" || e.Outcome != "written" || e.Kind != "message" {
+	if e.From != "s" || e.To != "r" || string(e.Body) != "seen" || e.Outcome != "written" || e.Kind != "message" || e.Lost != 0 {
 		t.Errorf("%+v", e)
+	}
+	const more = 7
+	events = w.Tap(t.Context(), "a.b")
+	publish := func() {
+		s.wantAck(s.say(wire.Frame{Type: wire.TypePublish, To: "a.b", Code: wire.LevelAccepted}), wire.LevelAccepted)
+	}
+	for range cap(events) + more {
+		publish()
+	}
+	for range cap(events) {
+		<-events
+	}
+	publish()
+	if e := <-events; e.Lost != more {
+		t.Errorf("%d lost, want %d", e.Lost, more)
 	}
 }

@@ -1,5 +1,6 @@
 /* Uses every function of zhx.h against a server that does everything wrong, for $MS milliseconds, with all sanitizers on. It ends
- * with 0 if it has come to no harm: as many descriptors open as before, and no call that waited longer than it was told to. */
+ * with 0 if it has come to no harm: as many descriptors open as before, no call that waited longer than it was told to, and nothing
+ * allocated but by zhx_open. Before that it does without a server. zhx.c is compiled with -Dmalloc=counted. */
 #define _POSIX_C_SOURCE 200809L
 #include "zhx.h"
 
@@ -10,7 +11,13 @@
 #include <time.h>
 #include <unistd.h>
 
-static unsigned long handles, turned, events, ups, messages, answers, asked, answered, sum;
+static unsigned long handles, turned, events, ups, messages, answers, asked, answered, sum, allocated;
+
+void *counted(size_t n)
+{
+    allocated++;
+    return calloc(1, n);
+}
 
 static long now_ms(void)
 {
@@ -91,10 +98,34 @@ static void use(zhx *h, int n)
     }
 }
 
+/* absent: where there is no zhxd, and that is taken well, whatever is sent succeeds without effect; a request fails. */
+static int absent(void)
+{
+    struct zhx_options o;
+    char reply[10];
+    size_t len;
+    int level, well = 1;
+    zhx *h;
+    memset(&o, 0, sizeof o);
+    o.handler = on_event, o.name = "me", o.address = "/nowhere/at/all", o.flags = ZHX_OPTIONAL;
+    h = zhx_open(&o, NULL);
+    if (!h) return 0;
+    for (level = ZHX_NONE; level <= ZHX_HANDLED; level++) {
+        zhx_process(h, 0);
+        well = well && zhx_send(h, "x", level, "y", 1, NULL) == ZHX_OK && zhx_publish(h, "a.b", ZHX_NONE, ZHX_RETAIN, "y", 1, NULL) == ZHX_OK &&
+            zhx_subscribe(h, "a.>", 0, 0, NULL) == ZHX_OK && zhx_watch(h, "x") == ZHX_OK && zhx_arm(h, NULL) == ZHX_OK &&
+            zhx_feed(h, NULL) == ZHX_OK && zhx_checkpoint(h, NULL, "half") == ZHX_OK;
+    }
+    well = well && zhx_call(h, "x", "y", 1, reply, sizeof reply, &len, 20) != ZHX_OK && events == 0;
+    zhx_close(h);
+    return well;
+}
+
 int main(void)
 {
     long end = now_ms() + atol(getenv("MS"));
     int before = descriptors(), n = 0;
+    if (!absent()) return 6;
     while (now_ms() < end) {
         struct zhx_options o;
         zhx *h;
@@ -119,5 +150,6 @@ int main(void)
     printf("handles=%lu turns=%lu events=%lu ups=%lu messages=%lu answers=%lu asked=%lu answered=%lu sum=%lu\n", handles, turned, events, ups, messages, answers, asked, answered, sum);
     if (descriptors() != before) return fprintf(stderr, "%d descriptors, %d at first\n", descriptors(), before), 4;
     if (answered > asked) return 5;
+    if (allocated != handles + 1) return fprintf(stderr, "%lu allocations\n", allocated), 7;
     return 0;
 }
