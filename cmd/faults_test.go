@@ -332,14 +332,16 @@ func ownLogFull(w *faulted) {
 	w.write(w.conf, sleeper)
 	w.p = startProgram(w.T, func(c *exec.Cmd) { c.Args = append(c.Args, "--config", w.conf, "--log", path) })
 	// What the file has is the log that the table looks at.
-	read := func() {
-		b, _ := os.ReadFile(path)
-		w.p.mu.Lock()
-		w.p.lines = strings.Split(string(b), "\n")
-		w.p.mu.Unlock()
+	has := func(text string) func() bool {
+		return func() bool {
+			b, _ := os.ReadFile(path)
+			w.p.mu.Lock()
+			w.p.lines = strings.Split(string(b), "\n")
+			w.p.mu.Unlock()
+			return strings.Contains(string(b), text)
+		}
 	}
-	until(w.T, "it is ready", func() bool { b, _ := os.ReadFile(path); return strings.Contains(string(b), "] ready (") })
-	read()
+	until(w.T, "it is ready", has("] ready ("))
 	w.pid = w.p.pid(0)
 	was := w.kill("a")
 	until(w.T, "it runs again", w.anew("a", was))
@@ -353,7 +355,7 @@ func ownLogFull(w *faulted) {
 	}
 	w.heal(free)
 	w.kill("a")
-	w.back("the log says that it was full", func() bool { read(); b, _ := os.ReadFile(path); return strings.Contains(string(b), "log lines lost") })
+	w.back("the log says that it was full", has("-> the log is written again"))
 }
 
 func stderrFull(w *faulted) {

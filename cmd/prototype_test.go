@@ -98,11 +98,12 @@ func transcript(p *program, from, run int) {
 	p.t.Helper()
 	for _, names := range [][2]string{{"client1", "client2"}, {"client2", "client1"}} {
 		me, other := names[0], names[1]
-		p.await(from, 40*time.Second,
+		up := p.await(from, 40*time.Second,
 			fmt.Sprintf(`\[%s\] started \(run=%d `, me, run),
-			fmt.Sprintf(`\[%s\] \| \[%[1]s\] Creating recv thread`, me),
-			fmt.Sprintf(`\[%s\] forwarded \(target=%s`, me, other),
-			fmt.Sprintf(`\[%s\] \| \[%[1]s\] thread recv:msg="this message is from %s to %[1]s"`, other, me),
+			fmt.Sprintf(`\[%s\] \| \[%[1]s\] Creating recv thread`, me))
+		forwarded := p.await(up, 40*time.Second, fmt.Sprintf(`\[%s\] forwarded \(target=%s`, me, other))
+		received := p.await(up, 40*time.Second, fmt.Sprintf(`\[%s\] \| \[%[1]s\] thread recv:msg="this message is from %s to %[1]s"`, other, me)) // it may be the quicker one
+		p.await(max(forwarded, received), 40*time.Second,
 			fmt.Sprintf(`\[%s\] warn: lapse \(run=%d pid=\d+`, me, run),
 			fmt.Sprintf(`\[%s\] warn: killed by the watchdog \(run=%d .*restarts`, me, run),
 			fmt.Sprintf(`\[%s\] started \(run=%d `, me, run+1),

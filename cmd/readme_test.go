@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// What the README says that `make run` prints is what it prints: every line of its transcript comes, for each client in
+// What the README says that `make run` prints is what it prints: every line of its transcript comes, zhxd's about each client and each client's own in
 // that order, within 15 s; and ctrl-C ends everything in order. Numbers and the private folder differ.
 func TestReadmeTranscript(t *testing.T) {
 	t.Parallel()
@@ -37,11 +37,11 @@ func TestReadmeTranscript(t *testing.T) {
 	})
 	interrupt := func() { syscall.Kill(-p.Process.Pid, syscall.SIGINT) } // as a terminal does: all of them
 	t.Cleanup(interrupt)
-	for _, subject := range []string{"zhxd", "client1", "client2"} {
+	for _, subject := range []string{"[zhxd] ", "[client1] ", "[client1] | ", "[client2] ", "[client2] | "} {
 		p.await(0, 15*time.Second, patterns(before, subject)...)
 	}
 	interrupt()
-	for _, subject := range []string{"zhxd", "client2", "client1"} {
+	for _, subject := range []string{"[zhxd] ", "[client2] ", "[client1] "} {
 		p.await(0, 15*time.Second, patterns(end, subject)...)
 	}
 	<-p.ended
@@ -177,11 +177,11 @@ var (
 	version = regexp.MustCompile(`version=[^ ]+ |config=[^ ]+ |by=[a-z]+|seen="[^"]*"`)
 )
 
-// patterns turns the lines about one subject into patterns that hold for any run.
+// patterns turns the lines about one subject, or those that it prints itself, into patterns that hold for any run.
 func patterns(transcript, subject string) (all []string) {
 	for line := range strings.Lines(transcript) {
 		_, text, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if !strings.HasPrefix(text, "["+subject+"]") {
+		if rest, is := strings.CutPrefix(text, subject); !is || strings.HasPrefix(rest, "| ") {
 			continue
 		}
 		text = version.ReplaceAllString(text, "@")
