@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// What the README says that `make run` prints is what it prints: every line of its transcript comes, zhxd's about each client and each client's own in
-// that order, within 15 s; and ctrl-C ends everything in order. Numbers and the private folder differ.
+// What the README says that `make run` prints is what it prints: every line of its transcript comes, zhxd's about each client
+// and each client's own in that order, within 15 s; and ctrl-C ends everything in order. Numbers and the private folder differ.
 func TestReadmeTranscript(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("../README.md")
