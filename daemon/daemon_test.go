@@ -463,6 +463,20 @@ func TestTCPTaken(t *testing.T) {
 	}
 }
 
+// begin starts a program that ends with the test, and gives what the kernel says of it.
+func begin(t *testing.T, other *exec.Cmd) proc.Stat {
+	t.Helper()
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.Process.Kill(); other.Wait() })
+	st, err := proc.ReadStat(other.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
 // One user has half of the foreign watchdogs, and a process that has become another user's is not killed for it.
 func TestForeignOfOthers(t *testing.T) {
 	d := &Daemon{foreign: map[string]*foreign{}}
@@ -477,14 +491,7 @@ func TestForeignOfOthers(t *testing.T) {
 		t.Error("the half of one user is not what is kept from it, and from it alone")
 	}
 	other := exec.Command(exe(t), "role-sleeper")
-	if err := other.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { other.Process.Kill(); other.Wait() }()
-	st, err := proc.ReadStat(other.Process.Pid)
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := begin(t, other)
 	if err := killForeign(&foreign{uid: uid, id: st.ID}, 0); err == nil {
 		t.Error("a process that is not its user's any more may be killed")
 	}
@@ -504,14 +511,7 @@ func TestObservedForeign(t *testing.T) {
 	}
 	other := exec.Command("/bin/sleep", "1000")
 	other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	if err := other.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { other.Process.Kill(); other.Wait() }()
-	st, err := proc.ReadStat(other.Process.Pid)
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := begin(t, other)
 	for uid, want := range map[int]int{st.UID: foreignLines, 0: 3 * foreignLines} {
 		var log buffer
 		d := &Daemon{foreign: map[string]*foreign{}, foreignLog: rate.NewLimiter(0, foreignLines), watch: watchdog.New(watchdog.Options{}),

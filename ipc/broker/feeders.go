@@ -49,15 +49,14 @@ func openFeeders(h *hangups) *feeders {
 	f.timer = os.NewFile(uintptr(timer), "feeders")
 	f.raw, _ = f.timer.SyscallConn() // fails for a closed file only
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil || f.timer.SetReadDeadline(time.Time{}) != nil { // the poller has not taken it
+	switch {
+	case err != nil:
+	case f.timer.SetReadDeadline(time.Time{}) != nil, // the poller has not taken it
+		h.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLONESHOT) != nil: // nobody would ring
 		unix.Close(fd)
-		return f
+	default:
+		f.fd, f.set = fd, os.NewFile(uintptr(fd), "feeders")
 	}
-	if h.control(unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLONESHOT) != nil { // nobody would ring for it
-		unix.Close(fd)
-		return f
-	}
-	f.fd, f.set = fd, os.NewFile(uintptr(fd), "feeders")
 	return f
 }
 
